@@ -16,12 +16,18 @@ _SHOWN_AS_TEXT: Final = (
 )  # fmt: skip
 _LONGEST: Final = 200
 _PASSWORD: Final = re.compile(r"(?<![\w+.-])([\w+.-]{1,40}://[^\s:/?#@]*:)[^\s/?#@]*(?=@)")
+_NEXT_TRY: Final = re.compile(r"; next try in [0-9.e+-]+ s$")
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def hide_passwords(text: str) -> str:
     """Return a text without the passwords of URLs in it."""
     return _PASSWORD.sub(r"\g<1>***", text) if "://" in text else text
+
+
+def without_next_try(text: str) -> str:
+    """Return what an error of a pool says without when it tries again, for where that means nothing."""
+    return _NEXT_TRY.sub("", text)
 
 
 def counted(count: int, one: str) -> str:

@@ -37,13 +37,16 @@ _LONGEST_SECRET: Final = 4_096
 _LONGEST_TRACEBACK: Final = 65_536
 _LONGEST_SEEN: Final = _LONGEST_TEXT + _LONGEST_SECRET
 _MOST_CAUSES: Final = 50
+_TELLING: Final = 100
+"""Characters by which it is told whether a line has the text of a cause already."""
 _MOST_NAMED: Final = 3
 """Members of a group that its line names."""
 _MOST_ERRORS: Final = 100
 """Errors of a chain or a group in which secrets are looked for; a traceback shows 15 of a group."""
 
 _WORD = (
-    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|credential"
+    r"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key"
+    r"|(?:encryption|signing|subscription)[_-]?key|credential"
     r"|signature|pgpass|(?:\b|_)(?:sig|pass)(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
@@ -70,6 +73,27 @@ _OPTION: Final = re.compile(
 )
 _SCHEME: Final = re.compile(r"(?P<head>\b(?:bearer|basic)\s+)(?P<value>[\w.~+/=-]{8,})", re.IGNORECASE)
 _ACCESS_KEY: Final = re.compile(r"(?P<head>)(?P<value>\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b)")
+_KEY_BLOCK: Final = re.compile(
+    r"(?P<head>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?P<value>(?s:.{1,20480}?))(?=-----END|\Z)"
+)
+_TOKEN: Final = re.compile(
+    # JSON Web Tokens, and those of GitHub, GitLab, Slack, Stripe, SendGrid, Google, Vault and others.
+    r"(?P<head>(?<![\w.-]))(?P<value>eyJ[\w-]{5,4096}\.[\w-]{5,4096}(?:\.[\w-]{0,4096})?"
+    r"|(?:gh[opsru]_|github_pat_|glpat-|xox[a-z]-|[rs]k_(?:live|test)_|sk-(?:ant|proj)-|SG\.|AIza|hvs\.)[\w.-]{12,4096})"
+)
+_HOOK: Final = re.compile(
+    r"(?P<head>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/\d{1,40}/))(?P<value>[\w/-]+)"
+)
+_ELEMENT: Final = re.compile(
+    # <Password>x</Password>, and <add key="Password" value="x"/>.
+    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s[^<>]{{0,200}})?(?<!/)>"""
+    rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
+    re.IGNORECASE,
+)
+_LOGIN: Final = re.compile(
+    # curl -u app:x, also in a list.
+    r"""(?P<head>(?<![^\s'"\[(,])(?:-u|--(?:proxy-)?user)['"]?,?\s+['"]?[^\s:'"]{1,100}:)(?P<value>[^\s'"]+)"""
+)
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
 _OF_INPUT: Final = r"invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range"
 _DATA: Final = tuple(
@@ -88,7 +112,10 @@ _DATA: Final = tuple(
 )
 """What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (_HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _SCHEME, _ACCESS_KEY, _PARAMETERS, *_DATA)
+_PATTERNS: Final = (
+    _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _LOGIN, _SCHEME, _ACCESS_KEY, _HOOK,
+    _PARAMETERS, *_DATA,
+)  # fmt: skip
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
 
@@ -140,12 +167,30 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return an error as one line: ``InvalidPasswordError [28P01]: password authentication failed for user "app"``.
 
-    Its notes follow, and the first members of a group: what a group itself says is no cause. Secrets are removed,
-    control characters escaped, long texts cut.
+    Its notes follow, and the first members of a group: what a group itself says is no cause. So does what it was raised
+    from first, where that says something else. Secrets are removed, control characters escaped, long texts cut.
     """
+    known = {*secrets, *secrets_of(error)}
+    line, first = _described(error, known), _first_cause_of(error)
+    said = "" if first is None else _one_line(redact(_text_of(first), known))
+    if first is None or not said or said[:_TELLING] in line:  # as SQLAlchemy quotes the driver's
+        return line
+    return f"{line}; from {_described(first, known)}"
+
+
+def _first_cause_of(error: BaseException) -> BaseException | None:
+    """Return the end of the chain that ``raise ... from ...`` made, or None where there is none."""
+    first, each = None, _attribute(error, "__cause__")
+    for _ in range(_DEEPEST):
+        if not isinstance(each, BaseException) or each is error:
+            break
+        first, each = each, _attribute(each, "__cause__")
+    return first
+
+
+def _described(error: BaseException, known: set[str]) -> str:
     state = sqlstate_of(error)
     name = type(error).__name__ + (f" [{state}]" if state else "")
-    known = {*secrets, *secrets_of(error)}
     said = [redact(text, known) for text in (_text_of(error), *_notes_of(error))]
     text = _one_line("; ".join(each for each in said if each))
     if isinstance(error, BaseExceptionGroup):

@@ -9,6 +9,7 @@ from postroom.console.ranking import SHORT, Lanes, Ranking, oldest_of
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.facts import LIMIT
 from postroom.consumer.statuses import Controlled
+from postroom.display import without_next_try
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 
@@ -16,7 +17,6 @@ RECEIVE_PRICE: Final = 0.40 / 1_000_000
 """Dollars of one request (SQS pricing, us-east-1, standard queues, after the first million of a month)."""
 _LONGEST: Final = 200
 _WHOSE: Final = re.compile(r"(^|: )the resources of .{1,300}?: (?=could|cannot|were|are|is|it|host|their)")
-_NEXT_TRY: Final = re.compile(r"; next try in [0-9.]+ s$")
 
 
 class Snapshot:
@@ -144,7 +144,7 @@ def _add_tally(row: Row, tally: Tally, collector: Collector) -> None:
 
 def _short(reason: str) -> str:
     """Return why a tenant cannot run, without its name and its next try: the row has both."""
-    return _NEXT_TRY.sub("", _WHOSE.sub(r"\1", reason))[:_LONGEST]
+    return without_next_try(_WHOSE.sub(r"\1", reason))[:_LONGEST]
 
 
 def _lanes(consumer: Consumer[Any, Any]) -> Lanes:

@@ -29,7 +29,7 @@ from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.halts import MOST_HALTED, Halt
 from postroom.consumer.job import Job
 from postroom.consumer.tenants import Tenants
-from postroom.display import counted
+from postroom.display import counted, without_next_try
 from postroom.errors import PostroomError, Retry, in_words
 from postroom.errors import Reject as RejectError
 from postroom.options import Polling
@@ -606,7 +606,7 @@ class Core:
         reason = attempts.why_over(job, _named(error))
         if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
-            reason = f"not tried: {in_words(error)}"
+            reason = f"not tried: {without_next_try(in_words(error))}"
         if reason is not None:
             self.reject(job, reason, delay)
             self._halt_behind(job)
@@ -672,6 +672,8 @@ class Core:
         again with others behind it. Given back, they would come at once, again and again, and use up their receives.
         """
         job.rejecting = True
+        if not (job.tried or job.counted):  # at a stop its context may not have been asked for, which numbers it
+            job.attempt = job.source.attempts.number(job)
         self.actions.append(Reject(job, reason, delay))
         if job.group is not None:
             self._halts.setdefault(job.group, Halt()).out += 1
@@ -776,7 +778,7 @@ class Core:
         if job.started:
             tried = f"in the middle of its handler{f', {tried}' if known else ''}"
         outage = self.outage(job.tenant)
-        return tried if outage is None else f"{tried}; its tenant is unavailable: {outage.cause}"
+        return tried if outage is None else f"{tried}; its tenant is unavailable: {without_next_try(outage.cause)}"
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.
@@ -819,7 +821,7 @@ class Core:
         if job.source.facts.redrive is None:
             return False
         if (outage := self.outage(job.tenant)) is not None:
-            obstacle = f"{obstacle}: {outage.cause}"
+            obstacle = f"{obstacle}: {without_next_try(outage.cause)}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
         self.reject(job, f"{tried}: {end} and {obstacle}")
         return True

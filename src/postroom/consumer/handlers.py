@@ -125,6 +125,12 @@ def _limited(handler: Handle, limit: Limit) -> Handle:
                 raise
             text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
             raise HandlerTimeout(text, message_id=ctx.message.id) from error
+        except Exception as error:
+            if timer.expired():  # many a library makes an error of its own of a cancellation
+                _warn_cut_off(ctx, timeout, f"with {type(error).__name__}")
+            raise
+        if timer.expired():
+            _warn_cut_off(ctx, timeout, "without an error, which counts as success")
 
     return handle
 
@@ -176,6 +182,11 @@ def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:
 
 def _is_limit(value: object) -> bool:
     return value is None or (is_number(value) and value > 0)
+
+
+def _warn_cut_off(ctx: MessageContext[Any, Any], timeout: float | None, how: str) -> None:
+    text = "The handler of message %s of tenant %s was cancelled by Concurrency(handler_timeout=%g), and ended %s"
+    _log.warning(text, ctx.message.id, display_key(ctx.tenant), timeout, how, extra=about(ctx))
 
 
 def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:

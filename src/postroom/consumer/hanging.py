@@ -1,4 +1,7 @@
-"""Tells of handlers that do not end while messages of their tenant wait for slots: nothing else would say so."""
+"""Tells of handlers that do not end: nothing else would say so.
+
+Of those that keep messages of their tenant waiting, and of those that ignore that they were cancelled.
+"""
 
 from collections.abc import Hashable, Iterable
 from typing import Final
@@ -15,22 +18,31 @@ _LONG: Final = 300.0
 """Seconds after which handlers that do not end are told of."""
 _TIMES: Final = 4
 """Or so many times what a handler of the tenant takes on average, if that is more: long work is no standstill."""
+_CLEANUP: Final = 30.0
+"""Seconds that a handler may take to end once it was cancelled, before it is told of."""
 
 
 class Hanging:
-    """Which tenants stand still because all of their handlers run on. Each is told of once, and so is its end."""
+    """Which handlers run on. Each tenant that stands still is told of once, each stubborn handler too, and the end."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._since: dict[Hashable, float] = {}
         """Tenants that were told of, and since when none of their handlers has ended."""
+        self._cancelled: dict[Job, tuple[float, bool]] = {}
+        """Handlers that were cancelled and run on: since when that is known, and whether it was told."""
 
     def look(self, jobs: Iterable[Job], now: float) -> None:
         """Compare the running handlers with what was told."""
         running: dict[Hashable, list[Job]] = {}
+        cancelled: list[Job] = []
         for job in jobs:
             if job.started:
                 running.setdefault(job.tenant, []).append(job)
+                if job.task is not None and job.task.cancelling():
+                    cancelled.append(job)
+        if not self._core.closing:  # a stop tells of each by itself
+            self._look_at_cancelled(cancelled, now)
         standing = {tenant: all_of for tenant, all_of in running.items() if self._stands(tenant, all_of, now)}
         over = [tenant for tenant in self._since if tenant not in standing]
         if over and not self._core.closing:
@@ -41,6 +53,25 @@ class Hanging:
         self._since = {tenant: max(job.since for job in all_of) for tenant, all_of in standing.items()}
         if fresh and not self._core.closing:
             self._tell(fresh, [job for tenant in fresh for job in standing[tenant]], now)
+
+    def _look_at_cancelled(self, jobs: list[Job], now: float) -> None:
+        for job in self._cancelled.keys() - set(jobs):
+            since, told = self._cancelled.pop(job)
+            if told:
+                text = "The handler of message %s of %s has ended, %.0f s after it was cancelled"
+                _log.info(text, job.message.id, tenant_in_words(job.tenant), now - since, extra=about(job))
+        for job in jobs:
+            since, told = self._cancelled.setdefault(job, (now, False))
+            if told or now - since < _CLEANUP:
+                continue
+            self._cancelled[job] = since, True
+            why = "its time limit, or its own code" if job.cancellation is None else job.cancellation.value
+            text = (
+                "The handler of message %s of %s (attempt %d, receive %d) still runs, %.0f s after it was cancelled "
+                "(%s), and keeps its slot. Let it pass CancelledError on; a thread has to limit what it waits for"
+            )
+            arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives, now - since, why)
+            _log.warning(text, *arguments, extra=about(job))
 
     def _stands(self, tenant: Hashable, jobs: list[Job], now: float) -> bool:
         scheduler = self._core.scheduler

@@ -258,6 +258,9 @@ class Pipeline:
         if self._acks:
             self._ack(job)
         else:
+            # Where one receive is all that there is, later acknowledgements are no sign of a forgotten one.
+            if job.settlement is None and not job.lost and job.receives > 1 and job.source.attempts.is_last(job):
+                _log_left_at_last_receive(job)
             self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:
@@ -649,4 +652,21 @@ def _log_last_receive(job: Job) -> None:
         "reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
     )
     most = job.source.facts.max_receives
-    _log.warning(text, job.message.id, tenant_in_words(job.tenant), job.receives, most, most, extra=about(job))
+    _log.warning(
+        text,
+        job.message.id,
+        tenant_in_words(job.tenant),
+        job.receives,
+        most,
+        most,
+        extra=about(job, step=Step.DEAD_LETTER),
+    )
+
+
+def _log_left_at_last_receive(job: Job) -> None:
+    text = (
+        "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): unless "
+        "ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
+    )
+    arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
+    _log.warning(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))

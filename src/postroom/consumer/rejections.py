@@ -44,9 +44,8 @@ class Rejections:
         # At a stop a message may go before its context was asked for. A resolver may also answer None.
         asked = job.tenant is not None or job.started or not job.source.resolves
         tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
-        attempt = job.attempt if asked else job.source.attempts.number(job)
         text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
-        arguments = (job.message.id, tenant, attempt, job.receives, redact(reason))
+        arguments = (job.message.id, tenant, job.attempt, job.receives, redact(reason))
         # Without what differs from message to message, such as the seconds until the next try.
         level, count = logging.WARNING, self._count(job.tenant, _NUMBER.sub("", reason))
         if count > _LOUD:

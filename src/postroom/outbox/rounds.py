@@ -1,10 +1,10 @@
 """What a round does with the rows that it took: sends them, and says which are done."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,7 +28,7 @@ LONGEST_PAUSE: Final = 60.0
 """The longest such pause."""
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Counters:
     """What was done so far."""
 
@@ -103,7 +103,10 @@ class Queues:
         except (TransportError, ConfigurationError) as error:  # such as an ARN cut short, or another region's queue
             self._pause(queue, str(error))
             return _none_of(messages, error, retryable=True)
-        unsent = (await sender.post(messages)).unsent
+        outcome = await sender.post(messages)
+        unsent = outcome.unsent
+        for place in outcome.of_queue & unsent.keys():  # no message is at fault, and any may be taken later
+            unsent[place] = dataclasses.replace(unsent[place], retryable=True)
         again = [each for each in unsent.values() if each.retryable and not each.behind]
         if again:
             self._pause(queue, again[0].reason)

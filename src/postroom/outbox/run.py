@@ -175,6 +175,9 @@ class Run(Generic[C]):
                 text = "The outbox of tenant %s can be read again"
                 _log.info(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:
+            if self.fatal is None:
+                # Now: the block that is left with this error may be the one of a web server, weeks later.
+                _log.critical("The OutboxRelay cannot go on, and what is in the outboxes stays there: %s", error)
             self._die(error)
         except Exception as error:
             self._failed(context, error)

@@ -195,7 +195,8 @@ class Engine:
         now = self.loop.time()
         wanted = self._core.opened(entry, resource, now)
         self.act()
-        log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
+        if not entry.verify:
+            self._tell_created(entry)
         if not self._sized:
             self._look_at_size(entry)
         return wanted
@@ -204,6 +205,9 @@ class Engine:
         """Let a resource be handed out."""
         now, opens = self.loop.time(), entry.state is EntryState.OPENING
         self._core.usable(entry, now)
+        if entry.verify:
+            entry.verify = False
+            self._tell_created(entry)
         self.act()
         # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
         if opens and self._observers:
@@ -244,9 +248,14 @@ class Engine:
             self._tell_closed(entry, error)
         self.note_if_empty()
 
+    def _tell_created(self, entry: Entry) -> None:
+        log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
+
     def _tell_closed(self, entry: Entry, error: BaseException | None) -> None:
         reason = str(entry.reason)
-        self._report.closed(entry.key, entry.context, reason, error)
+        # What failed its first check was not told of as created: the outage is, and each try of it would be two lines.
+        if error is not None or not entry.verify:
+            self._report.closed(entry.key, entry.context, reason, error)
         if self._observers:
             self._observers.tell(ResourceClosed(entry.key, reason, error))
 

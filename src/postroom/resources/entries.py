@@ -72,6 +72,7 @@ class Entry:
         """The context that the resource belongs to: set with the resource, compared when it is handed out (I5)."""
         self.opened: bool = False
         self.verify: bool = False
+        """It has yet to pass a check before it is leased, as the one before it broke."""
         self.probe: bool = False
         self.leases: int = 0
         self.pinned: bool = False

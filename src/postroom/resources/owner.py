@@ -84,7 +84,7 @@ async def own(
     manager: AbstractAsyncContextManager[Any] | None = None
     # The alarm itself reports the failure: a provider that swallows its cancellation must not keep
     # callers from their answer.
-    alarm.set(timeouts.open, lambda: reports.open_failed(entry, TimeoutError(_late("open", timeouts.open))))
+    alarm.set(timeouts.open, lambda: reports.open_failed(entry, TimeoutError(_late("open", "open", timeouts.open))))
     try:
         manager = opener(entry.context)
         async with manager as resource:
@@ -99,7 +99,7 @@ async def own(
         if not entry.opened:
             reports.open_failed(entry, error)
         else:
-            entry.close_error = TimeoutError(_late("close", timeouts.close)) if alarm.rang else error
+            entry.close_error = TimeoutError(_late("close", "close", timeouts.close)) if alarm.rang else error
             await _finish_generator(manager)
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise  # these end the process or the coroutine: they are not about this resource
@@ -135,7 +135,7 @@ async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: floa
             verdict = await verdict
     except asyncio.CancelledError as error:
         # Whether the alarm rang tells our own timeout from a check that cancelled itself.
-        return TimeoutError(_late("answer its health check", seconds)) if alarm.rang else error
+        return TimeoutError(_late("answer its health check", "check", seconds)) if alarm.rang else error
     except Exception as error:
         return error
     finally:
@@ -161,5 +161,5 @@ async def _finish_generator(manager: object) -> None:
             return
 
 
-def _late(what: str, seconds: float) -> str:
-    return f"did not {what} within {seconds:g} s"
+def _late(what: str, option: str, seconds: float) -> str:
+    return f"did not {what} within {seconds:g} s, PoolTimeouts({option}=...)"

@@ -52,6 +52,8 @@ class Outcome:
     message_ids: list[str | None]
     """By place; None for what was not sent."""
     unsent: dict[int, Unsent]
+    of_queue: set[int] = dataclasses.field(default_factory=set[int])
+    """Places of what was not sent for a reason that is its queue's: access was denied, or the queue is gone."""
 
     def raise_for_unsent(self, queue: str) -> None:
         """Raise ``SendFailed`` if anything was not sent."""
@@ -103,6 +105,7 @@ class _Posting:
     async def _send(self, batch: Sequence[Numbered]) -> list[Numbered]:
         """Send one batch, and return what is to be tried again."""
         again: list[Numbered] = []
+        self._outcome.of_queue.difference_update(index for index, _ in batch)  # what the try before said of them
         for (index, message), result in zip(batch, await self._results(batch), strict=True):
             if isinstance(result, SendResult):
                 self._outcome.message_ids[index] = result.message_id
@@ -128,6 +131,7 @@ class _Posting:
                 return [(await self._results([each]))[0] for each in batch]
             return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)]
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told
+            self._outcome.of_queue.update(index for index, _ in batch)
             retryable = isinstance(error, TransportError) and error.retryable
             code = getattr(error, "code", "") or type(error).__name__
             return [EntryFailure(0, code, str(error), not retryable)] * len(batch)

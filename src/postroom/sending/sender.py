@@ -294,6 +294,7 @@ class Sender(Generic[C]):
         for unsent in sent.unsent.values():
             index = ready[unsent.index][0]
             outcome.unsent[index] = dataclasses.replace(unsent, index=index)
+        outcome.of_queue.update(ready[place][0] for place in sent.of_queue)
         return outcome
 
     async def _ready(self, message: OutgoingMessage, info: QueueInfo) -> OutgoingMessage:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from postroom.errors import AccessDenied, InvalidReceiptHandle, InvalidRequest, PostroomError, ServiceUnavailable
+from postroom.errors import InvalidReceiptHandle, InvalidRequest, PostroomError, ServiceUnavailable
 from postroom.settlement.backoff import whole_seconds
 from postroom.settlement.batcher import Batcher, Fate, error_of, named
 from postroom.settlement.delivery import Decision, Delivery
@@ -49,9 +49,7 @@ class Undeletable(ServiceUnavailable):
     def __init__(self, queue: str, seconds: float, cause: PostroomError | None) -> None:
         why = "" if cause is None else f" ({describe(cause)})"
         text = f"for {seconds:.0f} s no message of {queue} could be deleted{why}, so what comes would be handled again "
-        text += "and again"
-        if isinstance(cause, AccessDenied):
-            text += ". Allow sqs:DeleteMessage"
+        text += "and again"  # what to do, the cause says: access is denied for many a reason
         super().__init__(text, operation="ReceiveMessage")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Consumer, Drop, Failure, MessageContext, Retry, RetryPolicy
+from postroom import Consumer, Drop, Failure, Message, MessageContext, Retry, RetryPolicy, Shutdown
 from support.world import Order, Tenant, World, in_world
 
 
@@ -47,6 +47,45 @@ def test_a_message_gets_as_many_attempts_as_were_promised(how: str) -> None:
     assert seen == [1, 2, 3, 4]
     assert str(reason).startswith("4 failed attempts")
     assert attempts == "4"
+
+
+def test_what_a_stop_rejects_before_its_context_is_known_tells_how_often_it_was_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The reason and the attribute say the same, and so does the log."""
+
+    async def scenario(world: World) -> tuple[str | None, str | None]:
+        world.create(dead_letters="dead", receives=2)
+        asked = 0
+
+        async def resolve(_message: Message) -> str:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                await asyncio.sleep(3600)
+            return "acme"
+
+        retry = RetryPolicy(base=1, jitter=0)
+        orders: Consumer[str] = Consumer(
+            "orders", context=resolve, client=world.client, retry=retry, shutdown=Shutdown(drain=1)
+        )
+
+        @orders.handler
+        async def fails(_order: Order, _ctx: MessageContext[str]) -> None:
+            raise ValueError
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(5)
+        [letter] = await world.broker.receive("dead")
+        attributes: Any = letter.message_attributes
+        return attributes["postroom.reason"].string_value, attributes["postroom.attempts"].string_value
+
+    reason, attempts = in_world(scenario)
+    assert str(reason).endswith("at its last receive, after 1 failed attempt")
+    assert attempts == "1"
+    [line] = [each for each in caplog.messages if "was sent to the dead-letter queue" in each]
+    assert " of a tenant that was not resolved was sent to the dead-letter queue (attempt 2, receive 2)" in line
 
 
 @pytest.mark.parametrize("where", ["handler", "on_error"])

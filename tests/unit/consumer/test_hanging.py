@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Shutdown
+from postroom import Concurrency, Consumer, MessageContext, Shutdown, Visibility
 from support.world import Order, Tenant, World, in_world
 
 
@@ -92,3 +92,89 @@ def test_long_work_is_no_standstill(caplog: pytest.LogCaptureFixture) -> None:
 
     records = lines_of(caplog, story, seconds=lambda _: 600.0)
     assert [each.levelname for each in records] == ["WARNING", "INFO"]
+
+
+def told_of_one(
+    caplog: pytest.LogCaptureFixture, handler: Callable[[], Awaitable[None]], *, seconds: float = 600, **options: Any
+) -> list[logging.LogRecord]:
+    """Consume one message with a handler, and return what the log says between the start and the stop."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        shutdown = Shutdown(drain=0, cancel=1)
+        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=shutdown, **options)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
+            await handler()
+
+        world.send_orders("1", tenant="acme")
+        async with orders:
+            await asyncio.sleep(seconds)
+
+    with caplog.at_level(logging.INFO, "postroom.consumer"):
+        in_world(scenario)
+    return [each for each in caplog.records if vars(each)["message_id"] is not None]
+
+
+async def swallow(seconds: float) -> None:
+    """Run on for some time after the cancellation, and end as if nothing had been."""
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        await asyncio.sleep(seconds)
+
+
+def test_a_handler_that_ignores_its_time_limit_is_told_of_once_and_so_is_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It keeps its slot, and its message is acknowledged in the end: nothing else would say so."""
+    limit = Concurrency(handler_timeout=5)
+    told, how, over = told_of_one(caplog, lambda: swallow(300), concurrency=limit)
+    assert [each.levelname for each in (told, how, over)] == ["WARNING", "WARNING", "INFO"]
+    assert " of tenant acme:eu-west-1 (attempt 1, receive 1) still runs, 30 s after it was canc" in told.getMessage()
+    assert "(its time limit, or its own code), and keeps its slot. " in told.getMessage()
+    assert how.getMessage().endswith(
+        "was cancelled by Concurrency(handler_timeout=5), and ended without an error, which counts as success"
+    )
+    assert over.getMessage().endswith(" of tenant acme:eu-west-1 has ended, 300 s after it was cancelled")
+    assert {vars(each)["tenant"] for each in (told, how, over)} == {"acme:eu-west-1"}
+    assert {vars(each)["step"] for each in (told, how, over)} == {"handler"}
+
+
+def test_a_handler_that_runs_beside_the_next_receive_of_its_message_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its message was lost, so it was cancelled: another consumer may have the message by now."""
+    limit = Visibility(timeout=60, max_extension=60)
+    records = told_of_one(caplog, lambda: swallow(3600), seconds=115, visibility=limit)
+    [told] = [each.getMessage() for each in records if "still runs" in each.getMessage()]
+    assert "(the message is not ours any longer: its visibility timeout is over)" in told
+
+
+def test_an_error_that_a_library_made_of_the_time_limit_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    """``RuntimeError: stream closed`` alone would lead elsewhere."""
+
+    async def convert() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError as error:
+            text = "stream closed"
+            raise RuntimeError(text) from error
+
+    how, failed = told_of_one(caplog, convert, seconds=5.5, concurrency=Concurrency(handler_timeout=5))
+    assert how.getMessage().endswith("was cancelled by Concurrency(handler_timeout=5), and ended with RuntimeError")
+    assert failed.getMessage().endswith("RuntimeError: stream closed")
+
+
+def test_a_handler_that_obeys_its_cancellation_slowly_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """A rollback takes its time."""
+
+    async def roll_back() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(20)
+
+    [failed] = told_of_one(caplog, roll_back, seconds=25.5, concurrency=Concurrency(handler_timeout=5))
+    assert "HandlerTimeout" in failed.getMessage()

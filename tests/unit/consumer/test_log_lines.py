@@ -23,6 +23,8 @@ from postroom import (
     ResourcePool,
     Retry,
     RetryPolicy,
+    UnknownTenant,
+    Visibility,
 )
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world
@@ -105,6 +107,89 @@ def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCa
     caplog.clear()
     lines = texts(lines_of(caplog, fails=ValueError, receives=1, ack=AckMode.MANUAL))
     assert moved.replace("2", "1") in lines[-1]
+
+
+def refuse_context(_: object) -> Any:
+    """Find no tenant."""
+    raise LookupError("no such tenant")
+
+
+@pytest.mark.parametrize("options", [{"fails": ValueError}, {"context": refuse_context}])
+def test_the_line_of_a_dead_letter_that_sqs_makes_is_of_the_step_dead_letter(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it was no handler that failed."""
+    [moved] = [line for line in lines_of(caplog, receives=1, **options) if "failed at its last" in line.getMessage()]
+    assert vars(moved)["step"] == "dead_letter"
+
+
+@pytest.mark.parametrize(("receives", "told"), [(1, 0), (2, 1)])
+def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_moves_it(
+    receives: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its handler returned each time. Where one receive is all, an acknowledgement that comes later is the rule."""
+    found = lines_of(caplog, receives=receives, ack=AckMode.MANUAL, visibility=Visibility(timeout=5))
+    lines = [line for line in found if line.levelno >= logging.WARNING]
+    lines = [line for line in lines if "maxReceiveCount" not in line.getMessage()]
+    assert len(lines) == told
+    for line in lines:
+        text = (
+            " of tenant acme:eu-west-1 returned and has not acknowledged it, at its last receive (2 of 2): unless ctx"
+        )
+        assert text in line.getMessage()
+        assert vars(line)["step"] == "dead_letter"
+
+
+def test_the_reason_of_a_dead_letter_announces_no_next_try() -> None:
+    """None follows."""
+
+    @asynccontextmanager
+    async def nowhere(tenant: Tenant) -> AsyncGenerator[str]:
+        if tenant.tenant_id == "acme":
+            raise UnknownTenant(tenant.tenant_id)
+        yield ""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        orders = Consumer("orders", context=Tenant, resources=nowhere, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
+
+        async with orders:
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(10)
+        async with world.client as client:
+            letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+        return [str(letter.message_attributes["postroom.reason"].string_value) for letter in letters]
+
+    [reason] = in_world(scenario)
+    assert reason.startswith("not tried: the resources of 'acme:eu-west-1': there is no such tenant")
+    assert "next try" not in reason
+
+
+def test_a_message_that_is_gone_is_told_from_one_that_another_consumer_has(caplog: pytest.LogCaptureFixture) -> None:
+    """A queue was purged under running handlers: SQS says so, behind the receipt handle."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        limits = Visibility(timeout=4)
+        orders = Consumer("orders", context=Tenant, client=world.client, visibility=limits)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(10)
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+            world.broker.purge("orders")
+            await asyncio.sleep(20)
+
+    in_world(scenario)
+    [line] = [each for each in caplog.messages if each.startswith("Lost message")]
+    why = "InvalidParameterValue (Message does not exist or is not available for visibility timeout change)"
+    assert f"(InvalidReceiptHandle: SQS refused an entry of extend: {why})" in line
 
 
 USERS: dict[str, dict[str, Any]] = {

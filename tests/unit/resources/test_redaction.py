@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import logging
 import logging.handlers
 import queue
@@ -78,6 +79,36 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        f"cannot parse -----BEGIN PRIVATE KEY-----\nMIIE\n{SECRET}\n-----END PRIVATE KEY-----\n",
+        f"key='-----BEGIN RSA PRIVATE KEY-----\\nMIIE\\n{SECRET}\\n-----END RSA PRIVATE KEY-----\\n'",
+        f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{SECRET}",
+        f"bad claim in eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{SECRET}",
+        f"GET /user with ghp_{SECRET}aaaaaaaa: 401",
+        f"github_pat_11AAAA_{SECRET} was revoked",
+        f"xoxb-123-456-{SECRET} is not allowed",
+        f"no such customer for sk_live_{SECRET}",
+        f"https://hooks.slack.com/services/T0/B0/{SECRET.replace('-', '')}-{SECRET} answered 404",
+        f"<soap:Fault><wsse:Password Type='x'>{SECRET}</wsse:Password></soap:Fault>",
+        f"<apiKey>{SECRET}</apiKey>",
+        f'<add key="DbPassword" value="{SECRET}"/>',
+        str(CalledProcessError(22, ["curl", "-u", f"app:{SECRET}", "https://x"])),
+        f"curl --user app:{SECRET} https://x failed",
+        f"Ocp-Apim-Subscription-Key: {SECRET}",
+        f"signing_key={SECRET}",
+    ],
+)
+def test_a_secret_is_known_by_its_form(text: str) -> None:
+    """Private keys, tokens with a prefix that says what they are, elements of XML, logins of a command."""
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+    for group in (ExceptionGroup("of two", [ValueError(text), OSError()]), ValueError(text)):
+        assert SECRET not in describe(group)
+        assert SECRET not in describe_at_length(group)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         'password authentication failed for user "app"',
         "the security token included in the request is invalid",
         "no such file: /etc/postgresql/tenant.conf",
@@ -88,6 +119,10 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
         "invalid cookie: its name has a blank",
         "no such option: '--passive'",
         "compass=north",
+        "-----BEGIN CERTIFICATE----- is no PEM of a key",
+        "<password/> is empty, <passwords count='2'/> too",
+        "sort -u a b failed",
+        "eyJ is no token, and neither is sk-SK",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -212,6 +247,42 @@ def test_a_secret_that_is_known_is_removed_wherever_it_stands() -> None:
         assert "refused" in describe(make())
 
 
+def raised_from(*errors: BaseException) -> BaseException:
+    """Return the first error, raised from the second one, and so on."""
+    for error, cause in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "line"),
+    [
+        (
+            (RuntimeError("not ready"), LookupError("step 2"), ConnectionRefusedError(111, "10.0.0.7:5432 refused")),
+            "RuntimeError: not ready; from ConnectionRefusedError: [Errno 111] 10.0.0.7:5432 refused",
+        ),
+        ((TimeoutError(), OSError("no route")), "TimeoutError; from OSError: no route"),
+        ((OSError("app: no route"), OSError("no route")), "OSError: app: no route"),
+        ((TimeoutError("late"), asyncio.CancelledError()), "TimeoutError: late"),
+        (
+            (RuntimeError("failed"), OSError(f"postgresql://app:{SECRET}@db\nrefused")),
+            "RuntimeError: failed; from OSError: postgresql://app:***@db refused",
+        ),
+    ],
+)
+def test_the_line_of_an_error_has_what_it_was_raised_from_first(errors: tuple[BaseException, ...], line: str) -> None:
+    """Many a line comes without a traceback, and a dead letter's reason always does: the cause would be nowhere."""
+    assert describe(raised_from(*errors)) == line
+
+
+def test_errors_that_were_raised_from_each_other_have_a_line() -> None:
+    """A circle ends, and a long chain is not followed to its end."""
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert describe(one) == "ValueError: one; from ValueError: other"
+    assert describe(raised_from(*(ValueError(str(each)) for each in range(100)))).startswith("ValueError: 0; from ")
+
+
 def test_an_error_is_one_line_with_its_sqlstate() -> None:
     """Control characters are escaped, long texts cut; SQL and its parameters stay out of it as far as they are data."""
 
@@ -234,6 +305,29 @@ _ROWS = (
     "for query argument $1: " * 4_000,
 )
 _WORDS = (*_ROWS, "token" * 2_000, "cookie: " * 20_000, "--password " * 20_000, "_pass" * 20_000, "--'" * 20_000)
+
+
+_FORMS = (
+    "-----BEGIN PRIVATE KEY-----" * 4_000,
+    "eyJ-" * 20_000,
+    "eyJabcdef." * 10_000,
+    "SG." * 30_000,
+    "<" * 50_000,
+    "<password " * 10_000,
+    "<password>" * 10_000,
+    "key='password' " * 8_000,
+    "-u a" * 20_000,
+    "-u a:" * 20_000,
+    "hooks.slack.com/" * 6_000,
+)
+
+
+@pytest.mark.parametrize("text", _FORMS)
+def test_a_long_text_of_what_secrets_begin_with_is_described_in_little_time(text: str) -> None:
+    """No form of a secret is looked for again and again from the same place."""
+    began = time.process_time()
+    describe(ValueError(text))
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "a=" * 20_000, "'" * 20_000, "-" * 50_000, *_WORDS])

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Any
 
 import pytest
 
+from postroom.errors import ResourceError
 from postroom.events import Event, ResourceClosed, ResourceOpened, ResourceOpenFailed
-from postroom.options import OpenBackoff, PoolLimits
+from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import PoolStatistics, ResourcePool
 from postroom.testing.loop import run_virtual, settle
 from unit.resources.databases import A, B, Databases, Tenant
@@ -114,6 +117,98 @@ def test_a_failed_close_and_a_suspect_are_warnings(caplog: pytest.LogCaptureFixt
         "Resources suspect for key: a:us-east-1 (ConnectionResetError: text of the driver); replaced by the next lease",
         "Resources closed with an error for key: a:us-east-1 (suspect; OSError: text of the driver)",
     ]
+
+
+def test_what_a_health_check_failed_from_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The line has no traceback: what the check was raised from would be nowhere in the log."""
+    databases = Databases()
+
+    async def check(_database: object) -> None:
+        try:
+            raise ConnectionResetError(104, "db-1: reset")
+        except OSError as error:
+            text = "no answer"
+            raise RuntimeError(text) from error
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=check) as pool:
+            async with pool.lease(A):
+                pass
+            await asyncio.sleep(60)
+
+    with caplog.at_level(logging.WARNING, logger="postroom.pool"):
+        run_virtual(main())
+    [line] = caplog.messages
+    assert "(RuntimeError: no answer; from ConnectionResetError: [Errno 104] db-1: reset); replaced" in line
+
+
+def test_an_outage_that_health_checks_find_is_no_line_for_each_try(caplog: pytest.LogCaptureFixture) -> None:
+    """Connections open, and no check passes: "created" would say that all is well, again and again."""
+    databases, well = Databases(), [True]
+
+    async def check(_database: object) -> bool:
+        return well[0]
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=check) as pool:
+            async with pool.lease(A):
+                pass
+            well[0] = False
+            await asyncio.sleep(60)
+            for _ in range(600):
+                await asyncio.sleep(1)
+                with suppress(ResourceError):
+                    async with pool.lease(A):
+                        pass
+            well[0] = True
+            await asyncio.sleep(60)
+            async with pool.lease(A):
+                pass
+
+    with caplog.at_level(logging.INFO, logger="postroom.pool"):
+        run_virtual(main())
+    assert len(databases.opened) > 10
+    said = [line.partition(" key: ")[0] for line in caplog.messages]
+    assert said == [
+        "Resources created for",
+        "Resources unhealthy for",
+        "Resources closed for",
+        "Resources not available for",
+        "Resources created for",
+        "Resources available again for",
+        "Resources closed for",
+    ]
+
+
+def test_what_takes_too_long_is_told_with_the_option_that_limits_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The open of a tenant, a health check, a close."""
+    stuck = asyncio.Event()
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncGenerator[Tenant]:
+        if tenant == B:
+            await stuck.wait()
+        yield tenant
+        await stuck.wait()
+
+    async def check(_tenant: Tenant) -> None:
+        await stuck.wait()
+
+    async def main() -> None:
+        timeouts = PoolTimeouts(open=7, check=3, close=2)
+        async with ResourcePool(provide, check=check, timeouts=timeouts) as pool:
+            async with pool.lease(A):
+                pass
+            with suppress(ResourceError):
+                await pool.acquire(B)
+            await asyncio.sleep(60)
+
+    with caplog.at_level(logging.WARNING, logger="postroom.pool"):
+        run_virtual(main())
+    opened, checked, closed = caplog.messages
+    assert "b:us-east-1 (outage: TimeoutError: did not open within 7 s, PoolTimeouts(open=...));" in opened
+    assert "(TimeoutError: did not answer its health check within 3 s, PoolTimeouts(check=...));" in checked
+    assert "TimeoutError: did not close within 2 s, PoolTimeouts(close=...))" in closed
 
 
 def test_observers_are_told_and_cannot_do_harm() -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
-from postroom.outbox.rounds import Counters, Rounds
+from postroom import AccessDenied, OutgoingMessage, QueueNotFound, TransportError
+from postroom.local import LocalBroker
+from postroom.outbox.rounds import Counters, Queues, Rounds
 from postroom.outbox.run import Run
+from postroom.outbox.stores import NoOutbox
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
+from postroom.transports.memory import MemoryClient, MemoryQueue
+from postroom.transports.protocol import EntryFailure, SendResult
 
 
 @asynccontextmanager
@@ -46,6 +51,24 @@ def run(looks: Looks, tenants: Callable[[], Awaitable[list[str]]], story: Callab
             await relay.end()
 
     run_virtual(main())
+
+
+def test_a_relay_that_cannot_go_on_says_so_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The block that is left with the error may be the one of a web server, weeks later."""
+    looks = Looks()
+    looks.trouble = NoOutbox("OutboxRelay(databases=...) takes asyncpg_inbox(...)")
+
+    async def tenants() -> list[str]:
+        return ["acme", "beta"]
+
+    async def story() -> None:
+        await asyncio.sleep(30)
+
+    run(looks, tenants, story)
+    [record] = caplog.records
+    assert record.levelno == logging.CRITICAL
+    assert record.getMessage().startswith("The OutboxRelay cannot go on, and what is in the outboxes stays there: ")
+    assert record.getMessage().endswith(" takes asyncpg_inbox(...)")
 
 
 def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -97,3 +120,37 @@ def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.
         second == "The outbox of tenant acme could not be relayed; the next try is in 60 s: LookupError: no such table"
     )
     assert third == "The outbox of tenant acme can be read again"
+
+
+@pytest.mark.parametrize("error", [AccessDenied("allow sqs:SendMessage"), QueueNotFound("it was deleted")])
+def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
+    error: TransportError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A permission that is missing for an hour sets no message aside: it would have to be brought back by hand."""
+    caplog.set_level(logging.INFO, "postroom.outbox")
+    send, away = MemoryQueue.send, [True]
+
+    async def sending(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        if away:
+            raise error
+        return await send(self, messages)
+
+    async def main() -> None:
+        async with LocalBroker() as broker, MemoryClient(broker) as client, Queues({}, client) as queues:
+            broker.create_queue("invoices")
+            messages = [OutgoingMessage(body="1"), OutgoingMessage(body="2")]
+            unsent = await queues.post("invoices", messages)
+            assert [each.retryable for each in unsent.values()] == [True, True]
+            assert queues.pauses.active() == ["invoices"]
+            away.clear()
+            await asyncio.sleep(60)
+            assert not await queues.post("invoices", messages)
+
+    monkeypatch.setattr(MemoryQueue, "send", sending)
+    run_virtual(main())
+    kept, again = caplog.messages
+    assert kept.startswith(
+        "Queue invoices does not take messages of outboxes; they stay there, and the next try is in "
+    )
+    assert str(error) in kept
+    assert again == "Queue invoices takes messages of outboxes again"

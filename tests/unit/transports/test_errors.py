@@ -197,6 +197,17 @@ def test_each_refusal_names_what_cures_it(code: str, asked: str, advice: str, no
     assert not_advised not in str(told).partition("said")[2]
 
 
+@pytest.mark.parametrize("code", ["AccessDenied", "AccessDeniedException", "KMS.AccessDeniedException"])
+@pytest.mark.parametrize("asked", ["SendMessageBatch", "AssumeRole"])
+def test_an_explicit_deny_is_not_advised_to_be_allowed(code: str, asked: str) -> None:
+    """The permission may be there: no allow overrides a deny."""
+    why = "is not authorized to perform: x on resource: y with an explicit deny in a service control policy"
+    told = refused(code, said=f"User: z {why}", asked=asked)
+    assert not told.retryable
+    assert f"{why}; an explicit deny overrides every allow: change the policy that denies it; run" in str(told)
+    assert "allow " not in str(told).partition("every allow")[2]
+
+
 @pytest.mark.parametrize("code", ["KmsDisabled", "KMS.DisabledException", "KMS.NotFoundException", "KmsInvalidState"])
 def test_a_key_that_cannot_be_used_is_named_as_what_to_look_at(code: str) -> None:
     """When its key was disabled or deleted, a queue refuses everything; the permission is there."""

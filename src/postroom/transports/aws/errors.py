@@ -90,6 +90,7 @@ _LOG_IN: Final = (
 )
 _SET_REGION: Final = "set AWS_REGION, or pass AwsClient(region=...)"
 _SET_KEYS: Final = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in AWS give the task a role"
+_EXPLICIT_DENY: Final = "with an explicit deny"
 _REFUSED: Final = "botocore refused the parameters; the cause says which"
 NOT_SQS: Final = "the endpoint does not answer like SQS; check the endpoint URL, and proxies on the way to it"
 _REACH: Final = "check the network, the region and the endpoint URL"
@@ -267,6 +268,8 @@ def _from_answer(answer: _Answer, *, operation: str, where: str, subject: Subjec
         advice, retryable = _clock_advice(skew), True
     elif kind is AccessDenied:
         advice, retryable = _denied(_bare(code), code, operation, subject, asked)
+        if _EXPLICIT_DENY in answer.said.lower():  # so AWS says where an allow, which may be there, does not help
+            advice = f"an explicit deny overrides every allow: change the policy that denies it; {_WHO}"
     else:
         advice, retryable = _advice(kind, code, answer.status), kind.retryable
     return kind(f"{cause}{advice and '; '}{advice}", operation=operation, code=code, retryable=retryable)
