@@ -11,7 +11,7 @@ from postroom.consumer.job import Job
 from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.events import Event, MessageSettled, Observer
 from postroom.message import Message
-from postroom.payloads import Contents
+from postroom.payloads import Contents, SnsEnvelope, unwrap_sns
 from postroom.tracebacks import place_of
 
 Step = Callable[[Message], Message | Awaitable[Message]]
@@ -52,6 +52,14 @@ class Unwrapping:
         """What tells the steps that want to know it what became of each message."""
         watching = [step for step in (*self._envelopes, *self._contents) if isinstance(step, Contents)]
         return [_teller(step) for step in watching if type(step).settled is not Contents.settled]
+
+    def check_resolver(self, resolver: object) -> None:
+        """Refuse a resolver that takes messages out of the same envelope again: of what is inside, it finds none."""
+        _refuse_second(self._envelopes, resolver, "context_from_attributes(unwrap=...)")
+
+    def check_decoder(self, decoder: object) -> None:
+        """Refuse a decoder that takes messages out of the same envelope again, as ``check_resolver`` does."""
+        _refuse_second((*self._envelopes, *self._contents), decoder, "decoder_for(unwrap=...)")
 
     def envelope(self, job: Job) -> Message:
         """Return what the resolver of a message's context sees, and keep it. Raises what a step raises."""
@@ -100,6 +108,17 @@ def _check(step: object) -> None:
         text = f"Consumer(unwrap=...): {step.__name__} is a class: pass an instance, {step.__name__}()"
         raise ConfigurationError(text)
     check_callable("Consumer(unwrap=...)", "(Message) -> Message", step, 1)
+
+
+def _refuse_second(chain: Iterable[object], reader: object, what: str) -> None:
+    step = getattr(reader, "unwraps", None)
+    if step is not None and any(step == each or (_is_sns(step) and _is_sns(each)) for each in chain):
+        text = f"Consumer(unwrap=...) and {what} would both unwrap each message ({name_of(step)})"
+        raise ConfigurationError(f"{text}: remove the one in {what}, which is given what was inside")
+
+
+def _is_sns(step: object) -> bool:
+    return step is unwrap_sns or isinstance(step, SnsEnvelope)
 
 
 def _is_content(step: object) -> bool:

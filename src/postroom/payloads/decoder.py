@@ -75,16 +75,17 @@ class GuardedDecoder(Decoder):
     Unless it is an instruction: ``Reject``, ``Drop`` or ``Retry``.
     """
 
-    __slots__ = ("_inner", "_unwrap")
+    __slots__ = ("_inner", "unwraps")
 
     def __init__(self, inner: Decoder, unwrap: Unwrap | None) -> None:
         self._inner = inner
-        self._unwrap = unwrap
+        self.unwraps: Unwrap | None = unwrap
+        """What takes messages out of an envelope first; None: they are decoded as they are."""
 
     def __call__(self, message: Message, /) -> Any:
         """Unwrap the message and decode what was in it."""
         try:
-            return self._inner(message if self._unwrap is None else self._unwrap(message))
+            return self._inner(message if self.unwraps is None else self.unwraps(message))
         except (PayloadError, Reject, Drop, Retry):
             raise
         except Exception as error:

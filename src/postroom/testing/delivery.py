@@ -187,7 +187,7 @@ def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
     if not isinstance(resolver, AttributeResolver):
         return None
     resolver = cast("AttributeResolver[Any]", resolver)
-    return None if resolver.unwraps or settings.unwrap is not None else resolver
+    return resolver if resolver.unwraps is None and settings.unwrap is None else None
 
 
 def _queue_of(settings: Settings[Any, Any], named: str | None) -> str:
