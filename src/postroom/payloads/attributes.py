@@ -278,7 +278,7 @@ class AttributeResolver(Generic[T_co]):
     @property
     def is_plain(self) -> bool:
         """Whether no code of the user's runs when a context is made."""
-        return self._known is not None
+        return self._known is not None and self.unwraps is None
 
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:
