@@ -12,6 +12,7 @@ from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError,
 from postroom.events import Event, MessageSettled, Observer
 from postroom.message import Message
 from postroom.payloads import Contents, SnsEnvelope, unwrap_sns
+from postroom.payloads.decoder import unwrapped
 from postroom.tracebacks import place_of
 
 Step = Callable[[Message], Message | Awaitable[Message]]
@@ -72,7 +73,7 @@ class Unwrapping:
         """Return a message out of its envelopes. Raises what a step raises."""
         message = received
         for step in self._envelopes:
-            message = _checked(step, step(message), received.id)
+            message = unwrapped(step, message, step(message))
         return message
 
     async def contents(self, job: Job) -> Message:
@@ -86,7 +87,7 @@ class Unwrapping:
             job.inner = None
             for step in self._contents:
                 found = step(message)
-                message = _checked(step, await found if inspect.isawaitable(found) else found, job.message.id)
+                message = unwrapped(step, message, await found if inspect.isawaitable(found) else found)
         except (PayloadError, Drop, Reject, Retry):
             raise
         except Exception as error:
@@ -123,15 +124,6 @@ def _is_sns(step: object) -> bool:
 
 def _is_content(step: object) -> bool:
     return isinstance(step, Contents) or (callable(step) and is_async(step))
-
-
-def _checked(step: object, found: Any, message_id: str) -> Message:
-    if isinstance(found, Message):
-        return found
-    if inspect.iscoroutine(found):
-        found.close()
-    text = f"{name_of(step)}, a step of unwrap=, returned {type(found).__name__} instead of a Message"
-    raise DecodeError(text, message_id=message_id)
 
 
 def _teller(step: Contents) -> Observer:

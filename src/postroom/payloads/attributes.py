@@ -22,7 +22,7 @@ from postroom.checking import check_plain, listed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, names_of
-from postroom.payloads.decoder import Unwrap
+from postroom.payloads.decoder import Unwrap, unwrapped
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -192,7 +192,7 @@ class AttributeResolver(Generic[T_co]):
             ContextError: an attribute has a value that its field does not allow.
         """
         if self.unwraps is not None:
-            message = self.unwraps(message)
+            message = unwrapped(self.unwraps, message, self.unwraps(message))
         known, texts = self._known, None
         if known is not None and (texts := self._texts(message.message_attributes)) is not None:
             context = known.get(texts)

@@ -4,10 +4,11 @@ import asyncio
 import base64
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import pytest
@@ -234,6 +235,43 @@ def test_a_step_that_is_wrong_fails_its_message(step: Any, text: str) -> None:
     assert isinstance(result.error, DecodeError)
     with pytest.raises(DecodeError, match=text):
         raise result.error
+
+
+_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"message_attributes": [("tenantId", "acme")]}, "of list; expected is a mapping"),
+    ({"message_attributes": None}, "of NoneType; expected is a mapping"),
+    (
+        {"message_attributes": {"tenantId": "acme"}},
+        r"of str to str; expected is .*MessageAttribute\(string_value=",
+    ),
+    (
+        {"message_attributes": {5: MessageAttribute(string_value="acme")}},
+        "of int to MessageAttribute; expected",
+    ),
+    (
+        {"message_attributes": {"tenantId": MessageAttribute(string_value=cast("Any", 5))}},
+        "a MessageAttribute with a string_value of int; expected",
+    ),
+    ({"body": b"{}"}, "a body of bytes; expected is a text"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), _WRONG)
+def test_what_a_step_made_wrong_is_told_with_its_name(wrong: dict[str, Any], text: str) -> None:
+    """With and without a context, and where the resolver or the decoder unwraps by itself."""
+
+    def relabel(message: Message) -> Message:
+        return msgspec.structs.replace(message, **wrong)
+
+    for seen in (
+        Seen(relabel),
+        Seen(relabel, context=None),
+        Seen(None, context=context_from_attributes(Tenant, unwrap=relabel)),
+        Seen(None, decoder_for(Order, unwrap=relabel), context=None),
+    ):
+        error = run_virtual(deliver(seen.consumer, Order("1"))).error
+        assert error is not None
+        assert re.search(rf"relabel, a step of unwrap=, returned a Message with .*{text}", str(error)), str(error)
 
 
 def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
