@@ -67,6 +67,7 @@ class Unwrapping:
         message = self.opened(job.message)
         if len(message.body) <= _TWICE * len(job.message.body):
             job.inner = message
+            self._note(job, message)
         return message
 
     def opened(self, received: Message) -> Message:
@@ -85,6 +86,7 @@ class Unwrapping:
         try:
             message = job.inner or self.envelope(job)
             job.inner = None
+            self._note(job, message)
             for step in self._contents:
                 found = step(message)
                 message = unwrapped(step, message, await found if inspect.isawaitable(found) else found)
@@ -94,6 +96,10 @@ class Unwrapping:
             text = f"the message could not be unwrapped ({type(error).__name__}{place_of(error)})"
             raise DecodeError(text, message_id=job.message.id) from error
         return message
+
+    def _note(self, job: Job, message: Message) -> None:
+        if self._envelopes:
+            job.attributes = message.attributes
 
 
 def _listed(steps: object) -> Iterable[Any]:
