@@ -80,7 +80,8 @@ class LocalBroker:
 
     Re-entrant: each ``async with`` counts, the last exit ends all long polls (they get nothing) and closes the
     persistent log. What was in the broker is gone then, unless ``persist`` names a file. It belongs to the event
-    loop that entered it; its time is that loop's time, so that it runs in virtual time as well.
+    loop that entered it; its time is that loop's time, so that it runs in virtual time as well. Another loop is
+    refused with ``ConfigurationError``.
 
     Refusals are ``BrokerError``, with SQS's codes.
 
@@ -125,6 +126,7 @@ class LocalBroker:
             engine.on_waiting = self._set_alarm
             self._engine = engine
             self._closed = False
+        self._check_loop()
         self._entered += 1
         return self
 
@@ -147,6 +149,12 @@ class LocalBroker:
         if self._log is not None:
             log, self._log = self._log, None
             log.close()
+
+    def _check_loop(self) -> None:
+        # Its timers and polls are of the other one: what waits here would never be told.
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            text = "this LocalBroker was opened in another event loop: open it in the one that uses it"
+            raise ConfigurationError(f"{text}; in tests, give its fixture the scope of their loop")
 
     @property
     def is_open(self) -> bool:
@@ -259,12 +267,8 @@ class LocalBroker:
             wait_time_seconds=wait,
             receive_request_attempt_id=attempt_id,
         )
-        loop = asyncio.get_running_loop()
-        # Its timers and polls are of the other one: what waits here would never be told.
-        if self._loop is not None and loop is not self._loop:
-            text = "this LocalBroker was opened in another event loop: open it in the one that uses it"
-            raise ConfigurationError(f"{text}; in tests, give its fixture the scope of their loop")
-        future: asyncio.Future[list[Received]] = loop.create_future()
+        self._check_loop()
+        future: asyncio.Future[list[Received]] = asyncio.get_running_loop().create_future()
 
         def deliver(messages: list[Received]) -> None:
             # Cancelled in the step in which it was served: what it got stays in flight, as when SQS's answer is lost.

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,65 @@ def test_thread_that_cannot_start() -> None:
         port = int(server.endpoint_url.rpartition(":")[2])
         with pytest.raises(OSError, match="address already in use"):
             ThreadedServer(port=port).__enter__()
+
+
+async def test_a_server_is_entered_once_at_a_time() -> None:
+    """A second `with` inside of the first would lose the ports, or the thread, of the first."""
+    threaded, server = ThreadedServer(), LocalServer()
+    for _ in range(2):
+        async with server:
+            with pytest.raises(ConfigurationError, match="this LocalServer is open already: make one for each"):
+                await server.__aenter__()
+            assert server.endpoint_url
+        with threaded:
+            with pytest.raises(ConfigurationError, match="this ThreadedServer is open already: make one for each"):
+                threaded.__enter__()
+            threaded.create_queue("q")
+
+
+async def test_a_broker_of_another_event_loop_is_refused() -> None:
+    """Its timers are that loop's: a long poll over HTTP would never end."""
+    async with LocalBroker() as broker:
+        server = ThreadedServer(lambda: broker)
+        with pytest.raises(ConfigurationError, match="opened in another event loop: open it in the one that uses it"):
+            await asyncio.to_thread(server.__enter__)
+    with server:  # closed meanwhile, it is the server's
+        server.create_queue("q")
+
+
+@pytest.mark.parametrize(
+    ("broker", "text"),
+    [
+        (LocalBroker(), r"makes the broker in the server's own thread: write ThreadedServer\(lambda: LocalBroker"),
+        ("broker", r"takes a function \(\) -> LocalBroker; got str"),
+        (lambda _: None, r"cannot be called as \(\) -> LocalBroker"),
+        (lambda: None, r"takes LocalBroker: write ThreadedServer\(lambda: LocalBroker\(seed=1\)\); got None"),
+    ],
+)
+def test_a_thread_makes_its_broker(broker: Any, text: str) -> None:
+    """What makes none is refused with what to write."""
+    with pytest.raises(ConfigurationError, match=text), ThreadedServer(broker):
+        raise AssertionError("it started")
+
+
+def test_a_call_within_a_call_is_answered() -> None:
+    """It is in the broker's thread already."""
+    with ThreadedServer() as server:
+        server.create_queue("q")
+        assert server.call(lambda _broker: server.counts("q")) == (0, 0, 0)
+
+
+def test_an_interrupt_ends_a_thread_that_starts() -> None:
+    """Ctrl-C waits for no server to end that nothing would end."""
+
+    def interrupted() -> LocalBroker:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return LocalBroker()
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), ThreadedServer(interrupted):
+        pass
+    assert threading.active_count() == before
 
 
 def test_plugin_is_cheap() -> None:
