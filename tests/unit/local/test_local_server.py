@@ -15,6 +15,7 @@ import boto3
 import pytest
 import urllib3
 from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
 from postroom.cli.local import local
@@ -150,6 +151,34 @@ def test_fixture(sqs_server: ThreadedServer) -> None:
     with pytest.raises(ZeroDivisionError):
         sqs_server.call(lambda _: 1 // 0)
     sqs.close()
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "arguments"),
+    [
+        ("s3", "list_buckets", {}),
+        ("s3", "get_object", {"Bucket": "bodies", "Key": "a"}),
+        ("s3", "put_object", {"Bucket": "bodies", "Key": "a", "Body": b"\xff"}),
+        ("s3", "delete_objects", {"Bucket": "bodies", "Delete": {"Objects": [{"Key": "a"}]}}),
+        ("s3", "head_bucket", {"Bucket": "bodies"}),
+        ("sns", "list_topics", {}),
+        ("dynamodb", "list_tables", {}),
+        ("lambda", "list_functions", {}),
+    ],
+)
+def test_a_client_of_another_service_is_told(
+    sqs_server: ThreadedServer, service: str, operation: str, arguments: dict[str, Any]
+) -> None:
+    """``AWS_ENDPOINT_URL`` points all of them here."""
+    client: Any = boto3.client(service, **sqs_server.client_options)
+    with pytest.raises(ClientError) as caught:
+        getattr(client, operation)(**arguments)
+    answer = caught.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 501
+    if operation != "head_bucket":
+        text = rf"is Amazon SQS only, and the request is for {service}\. AWS_ENDPOINT_URL_SQS"
+        assert re.search(text, answer["Error"]["Message"])
+    client.close()
 
 
 def test_thread_that_cannot_start() -> None:
