@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
+from postroom.checking import check_kind, listed, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local.broker import Broker
 from postroom.local.options import BrokerOptions, Changes, Scope, with_changes
 from postroom.local.queue import LocalQueue, Waiter
+from postroom.local.sending import entry_of
 from postroom.local.shapes import (
     BatchResult,
     ChangeVisibilityEntry,
@@ -23,11 +25,13 @@ from postroom.local.shapes import (
     Sent,
     SentBatch,
 )
+from postroom.message import OutgoingMessage
 
 if TYPE_CHECKING:
     from postroom.local.persist import Log
 
 Deliver = Callable[[list[Received]], None]
+_ENTRIES: Final = '[SendEntry(id="1", message_body="hello")]'
 
 
 class Poll:
@@ -68,6 +72,19 @@ class Poll:
         if self._waiter is not None:
             self.cancel()
             self._deliver([])
+
+
+def _request(message: object) -> Send:
+    match message:
+        case str():
+            return Send(message_body=message)
+        case OutgoingMessage():
+            return entry_of(message)
+        case Send():
+            return message
+        case _:
+            text = f"LocalBroker.send(queue, message) takes a text or an OutgoingMessage(...); got {shown(message)}"
+            raise ConfigurationError(text)
 
 
 class LocalBroker:
@@ -236,13 +253,15 @@ class LocalBroker:
         """Delete all messages of a queue."""
         self.engine.purge_queue(self.queue(queue))
 
-    def send(self, queue: str | LocalQueue, message: str | Send) -> Sent:
+    def send(self, queue: str | LocalQueue, message: str | OutgoingMessage | Send) -> Sent:
         """Send a body, or a message with attributes, delay or group."""
-        request = Send(message_body=message) if isinstance(message, str) else message
-        return self.engine.send(self.queue(queue), request)
+        return self.engine.send(self.queue(queue), _request(message))
 
     def send_batch(self, queue: str | LocalQueue, entries: Sequence[SendEntry]) -> SentBatch:
         """Send up to ten messages."""
+        entries = listed("LocalBroker.send_batch(entries)", _ENTRIES, entries)
+        for entry in entries:
+            check_kind("LocalBroker.send_batch(entries)", entry, SendEntry, _ENTRIES)
         return self.engine.send_batch(self.queue(queue), entries)
 
     async def receive(
