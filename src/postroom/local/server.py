@@ -123,7 +123,8 @@ class LocalServer:
         for index, host in enumerate(self._hosts):
             try:
                 server = await loop.create_server(connection, host, port, backlog=1024)
-            except OSError:
+            except OSError as error:
+                error.filename = host  # that of several which is meant; the name resolver's own error has none
                 if index == 0 or self._hosts is not LOOPBACK:
                     raise
                 continue  # a machine without IPv6
