@@ -107,6 +107,8 @@ async def deliver(
     """
     _check(consumer, receives, max_receives)
     _check_more(attributes, group, timeout)
+    if consumer.settings.resources is None:
+        resources = _refuse_resources(resources)
     settings = dataclasses.replace(consumer.settings, queue=_queue_of(consumer.settings, queue), queues=None)
     message = _outgoing(settings, payload, context, attributes, group)
     async with _queues(settings, max_receives) as (client, opened, dead_letters):
@@ -147,6 +149,13 @@ def _check_more(attributes: object, group: object, timeout: object) -> None:
     if group is not None:
         check_text("deliver(group=...)", group, 'group="order-7"')
     check_seconds("deliver", "timeout", timeout, least=0.001)
+
+
+def _refuse_resources(given: Any) -> Any:
+    if given is not _UNSET and given is not None:
+        text = "deliver(resources=...): this consumer has no resources=, so that no handler of it gets any"
+        raise ConfigurationError(text)
+    return _UNSET
 
 
 # -- the message and its queue ----------------------------------------------------------------------------------------
