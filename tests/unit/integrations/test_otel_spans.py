@@ -150,9 +150,7 @@ def test_it_is_linked_to_the_span_in_which_the_message_was_sent(
 ) -> None:
     """By the message's own attributes, else by what AWS itself wrote; in a trace of its own."""
     if where == "AWSTraceHeader":
-        monkeypatch.setattr(
-            "postroom.integrations.otel.spans.extract", _extract_from_aws
-        )
+        monkeypatch.setattr("postroom.integrations.otel.spans.extract", _extract_from_aws)
         handled(recorded, fine, {})
     else:
         handled(recorded, fine, {"traceparent": PARENT, "tracestate": "vendor=1"})
