@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
@@ -107,6 +108,12 @@ def check_path(what: str, value: object, example: str) -> None:
     """Refuse what is no path of a file. ``example`` is what to write: ``Journal("redrive.jsonl")``."""
     if not isinstance(value, str | os.PathLike) or not str(cast("object", value)):
         raise ConfigurationError(f"{what} takes a file: write {example}; got {shown(cast('object', value))}")
+
+
+def check_optional_path(what: str, value: object, example: str) -> None:
+    """Refuse what is neither None nor a ``Path``. ``example`` is what to write: ``directory=Path("/var/tmp")``."""
+    if value is not None and not isinstance(value, Path):
+        raise ConfigurationError(f"{what} takes a Path: write {example}; got {shown(value)}")
 
 
 def check_number(what: str, value: object) -> None:

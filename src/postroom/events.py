@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from postroom.log_fields import Log, Step
-from postroom.message import Message
+from postroom.message import Attributes, Message
 from postroom.redaction import describe
 from postroom.repeats import Repeats
 from postroom.tasks import ends_the_program
@@ -97,6 +97,8 @@ class HandlerStarted(Event, frozen=True):
     """Seconds since it was received."""
     leasing: float = 0.0
     """Seconds of them in which it waited for its tenant's resources; 0.0 where they were open."""
+    attributes: Attributes | None = None
+    """The attributes that stood in its envelope; None where ``Consumer(unwrap=...)`` took it out of none."""
 
 
 class HandlerFinished(Event, frozen=True):
@@ -126,6 +128,8 @@ class MessageFailed(Event, frozen=True):
     """None where it is not known, because the context could not be resolved."""
     attempt: int = 1
     """Which attempt this was; 1 for the first one."""
+    attributes: Attributes | None = None
+    """The attributes that stood in its envelope, as far as it was opened; see ``HandlerStarted``."""
 
 
 class MessageSettled(Event, frozen=True):

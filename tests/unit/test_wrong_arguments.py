@@ -1,5 +1,6 @@
 """Each wrong argument is refused where it is given, in words that say what to write instead."""
 
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -63,6 +64,8 @@ from postroom.payloads import (
     signed,
 )
 from postroom.testing import Delivered, deliver, run_virtual
+from postroom.testing.postgres import PostgresServer
+from postroom.testing.valkey import ValkeyServer
 from postroom.transports.memory import MemoryClient
 
 SECRET = "s3cr3t-4711"
@@ -305,6 +308,16 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: DataSource("x", password=SECRET), "DataSource(password=...) takes a function () -> text; got str"),  # type: ignore[arg-type]
     (lambda: DataSource("x", user=5), 'write user="acme"; got 5'),  # type: ignore[arg-type]
     (lambda: tenant_file("x", 5), "write tenant_file(directory, str(tenant_id)); got 5"),  # type: ignore[arg-type]
+    (lambda: PostgresServer(binaries="/usr/bin"), 'binaries=Path("/usr/lib/postgresql/17/bin"); got str'),  # type: ignore[arg-type]
+    (lambda: PostgresServer(directory="/data"), 'takes a Path: write directory=Path("/var/tmp"); got str'),  # type: ignore[arg-type]
+    (lambda: PostgresServer(settings={"max_connections": 20}), 'write settings={"max_connections": "20"}; got dict'),  # type: ignore[dict-item]
+    (lambda: PostgresServer(settings="fsync"), 'write settings={"max_connections": "20"}; got str'),  # type: ignore[arg-type]
+    (lambda: PostgresServer(settings={"a b": "on"}), 'write settings={"max_connections": "20"}; got '),
+    (lambda: PostgresServer(timeout=math.nan), "PostgresServer(timeout=...) takes seconds, at least 0.001; got nan"),
+    (lambda: PostgresServer(timeout=0), "PostgresServer(timeout=...) takes seconds, at least 0.001; got 0"),
+    (lambda: ValkeyServer(program="valkey"), 'takes a Path: write program=Path("/usr/bin/valkey-server"); got str'),  # type: ignore[arg-type]
+    (lambda: ValkeyServer(durable="no"), "ValkeyServer(durable=...) takes True or False; got str"),  # type: ignore[arg-type]
+    (lambda: ValkeyServer(timeout="5"), "ValkeyServer(timeout=...) takes seconds, at least 0.001; got '5'"),  # type: ignore[arg-type]
     (lambda: LetterFilter(ids=[]), "chooses no letter; leave ids= out to choose all"),
     (lambda: SnsEnvelope(topics="arn:x"), "write topics=['arn:aws:sns:eu-west-1:123456789012:orders']; got str"),
     (lambda: cross_check_group(tenant_of, tenant="x"), "takes a function (context) -> message group; got str"),  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """``postroom local``: Amazon SQS on this machine, for development and tests."""
 
 import asyncio
+import errno
 import signal
+import socket
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -106,8 +108,16 @@ def local(
     except ConfigurationError as error:
         raise _Failure(str(error)) from error
     except OSError as error:
-        text = f"cannot listen on port {port}: {error.strerror}. Choose another one with --port, or 0 for a free one."
-        raise _Failure(text) from error
+        raise _Failure(_unusable(error, port)) from error
+
+
+def _unusable(error: OSError, port: int) -> str:
+    own = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {error.filename}: the name cannot be resolved ({error.strerror}). {own}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on {error.filename}: it is no address of this machine. {own}"
+    return f"cannot listen on port {port}: {error.strerror}. Choose another one with --port, or 0 for a free one."
 
 
 class _Failure(click.ClickException):

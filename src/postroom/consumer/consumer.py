@@ -133,6 +133,8 @@ class Consumer(Generic[C, R]):
         check_resources(context, resources, cleanup)
         check_functions(on_error, middleware, observers)
         unwrapping = None if unwrap is None else Unwrapping(unwrap)
+        if unwrapping is not None:
+            unwrapping.check_resolver(context)
         observers = observers if unwrapping is None else (*observers, *unwrapping.observers)
         self._settings: Settings[C, R] = Settings(
             queue=several.title if several is not None else cast("str", queue),
@@ -288,7 +290,7 @@ class Consumer(Generic[C, R]):
             self._refuse_second_handler()
             check_batch_function(function)
             wanted = self._settings.payload
-            self._decode = decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
+            self._decode = self._decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
             self._handler = BatchHandler(function, size=size, wait=wait)
             return function
 
@@ -305,13 +307,19 @@ class Consumer(Generic[C, R]):
     def _decoder_of(self, function: Any) -> Decoder:
         wanted = self._settings.payload
         if (router := router_of(function)) is None:
-            return decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
+            return self._decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
         if wanted is not _UNSET:
             text = "Consumer(payload=...) is for one handler; say it of each: @router.handler(kind, payload=...)"
             raise ConfigurationError(text)
         if (on_error := self._settings.on_error) is not None:
             self._settings = dataclasses.replace(self._settings, on_error=unrouted_failures(on_error))
         return RouterDecoder(router)
+
+    def _decoder_for(self, payload_type: Any) -> Decoder:
+        decode = decoder_for(payload_type)
+        if self._settings.unwrap is not None:
+            self._settings.unwrap.check_decoder(decode)
+        return decode
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how many handlers run at once, also while the consumer runs. Call it in the event loop.
@@ -475,6 +483,9 @@ class Consumer(Generic[C, R]):
         if (router := router_of(self._handler)) is not None:
             # A handler that is registered later would be missing in the decoder of this run.
             router.start()
+            if (unwrap := self._settings.unwrap) is not None:
+                for route in router.routes:
+                    unwrap.check_decoder(route.decode)
         self._start = start
         self._home = Home()
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from postroom.errors import MessageError
-from postroom.message import Message
+from postroom.message import Attributes, Message
 from postroom.resources import Lease
 from postroom.settlement import Delivery
 
@@ -38,6 +38,8 @@ class Job(Delivery, eq=False, kw_only=True):
     """Whether its resolver has kept it waiting for so long that it takes no room of others."""
     inner: Message | None = None
     """The message out of its envelope, from its context to its payload; see ``Consumer(unwrap=...)``."""
+    attributes: Attributes | None = None
+    """Those that stood in its envelope, as soon as it was opened."""
     payload: Any = None
     decoded: bool = False
     lease: Lease[Any] | None = None

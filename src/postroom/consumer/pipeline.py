@@ -238,7 +238,10 @@ class Pipeline:
         began = self._time()
         error: BaseException | None = None
         waited = began - job.received_at
-        self._observers.tell(HandlerStarted(job.message, job.context, job.tenant, job.attempt, waited, job.leasing))
+        tenant, attempt = job.tenant, job.attempt
+        self._observers.tell(
+            HandlerStarted(job.message, job.context, tenant, attempt, waited, job.leasing, job.attributes)
+        )
         try:
             await self._handle(job.payload, ctx)
         except BaseException as raised:
@@ -389,7 +392,7 @@ class Pipeline:
         self.failures.tell(job, error, level)
         if self._observers:
             tenant = None if job.tenant is UNRESOLVED else job.tenant
-            self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt))
+            self._observers.tell(MessageFailed(job.message, job.context, error, tenant, job.attempt, job.attributes))
         if self._on_error is None:
             return None
         limit = TimeLimit(self._patience)

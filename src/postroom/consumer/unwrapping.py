@@ -11,7 +11,8 @@ from postroom.consumer.job import Job
 from postroom.errors import ConfigurationError, DecodeError, Drop, PayloadError, Reject, Retry
 from postroom.events import Event, MessageSettled, Observer
 from postroom.message import Message
-from postroom.payloads import Contents
+from postroom.payloads import Contents, SnsEnvelope, unwrap_sns
+from postroom.payloads.decoder import unwrapped
 from postroom.tracebacks import place_of
 
 Step = Callable[[Message], Message | Awaitable[Message]]
@@ -53,18 +54,27 @@ class Unwrapping:
         watching = [step for step in (*self._envelopes, *self._contents) if isinstance(step, Contents)]
         return [_teller(step) for step in watching if type(step).settled is not Contents.settled]
 
+    def check_resolver(self, resolver: object) -> None:
+        """Refuse a resolver that takes messages out of the same envelope again: of what is inside, it finds none."""
+        _refuse_second(self._envelopes, resolver, "context_from_attributes(unwrap=...)")
+
+    def check_decoder(self, decoder: object) -> None:
+        """Refuse a decoder that takes messages out of the same envelope again, as ``check_resolver`` does."""
+        _refuse_second((*self._envelopes, *self._contents), decoder, "decoder_for(unwrap=...)")
+
     def envelope(self, job: Job) -> Message:
         """Return what the resolver of a message's context sees, and keep it. Raises what a step raises."""
         message = self.opened(job.message)
         if len(message.body) <= _TWICE * len(job.message.body):
             job.inner = message
+            self._note(job, message)
         return message
 
     def opened(self, received: Message) -> Message:
         """Return a message out of its envelopes. Raises what a step raises."""
         message = received
         for step in self._envelopes:
-            message = _checked(step, step(message), received.id)
+            message = unwrapped(step, message, step(message))
         return message
 
     async def contents(self, job: Job) -> Message:
@@ -76,15 +86,20 @@ class Unwrapping:
         try:
             message = job.inner or self.envelope(job)
             job.inner = None
+            self._note(job, message)
             for step in self._contents:
                 found = step(message)
-                message = _checked(step, await found if inspect.isawaitable(found) else found, job.message.id)
+                message = unwrapped(step, message, await found if inspect.isawaitable(found) else found)
         except (PayloadError, Drop, Reject, Retry):
             raise
         except Exception as error:
             text = f"the message could not be unwrapped ({type(error).__name__}{place_of(error)})"
             raise DecodeError(text, message_id=job.message.id) from error
         return message
+
+    def _note(self, job: Job, message: Message) -> None:
+        if self._envelopes:
+            job.attributes = message.attributes
 
 
 def _listed(steps: object) -> Iterable[Any]:
@@ -102,17 +117,19 @@ def _check(step: object) -> None:
     check_callable("Consumer(unwrap=...)", "(Message) -> Message", step, 1)
 
 
+def _refuse_second(chain: Iterable[object], reader: object, what: str) -> None:
+    step = getattr(reader, "unwraps", None)
+    if step is not None and any(step == each or (_is_sns(step) and _is_sns(each)) for each in chain):
+        text = f"Consumer(unwrap=...) and {what} would both unwrap each message ({name_of(step)})"
+        raise ConfigurationError(f"{text}: remove the one in {what}, which is given what was inside")
+
+
+def _is_sns(step: object) -> bool:
+    return step is unwrap_sns or isinstance(step, SnsEnvelope)
+
+
 def _is_content(step: object) -> bool:
     return isinstance(step, Contents) or (callable(step) and is_async(step))
-
-
-def _checked(step: object, found: Any, message_id: str) -> Message:
-    if isinstance(found, Message):
-        return found
-    if inspect.iscoroutine(found):
-        found.close()
-    text = f"{name_of(step)}, a step of unwrap=, returned {type(found).__name__} instead of a Message"
-    raise DecodeError(text, message_id=message_id)
 
 
 def _teller(step: Contents) -> Observer:

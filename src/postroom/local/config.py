@@ -73,10 +73,12 @@ def _checked(path: Path, name: str, table: Mapping[str, Any]) -> QueueSpec:
             raise ConfigurationError(f"{where}: write {key} = {example}; got {table[key]!r}")
     if "max_receive_count" in table and "dead_letter" not in table:
         raise ConfigurationError(f'{where}: max_receive_count needs dead_letter = "NAME" beside it')
-    try:
-        return _spec(name, table)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    for key, value in table.get("tags", {}).items():
+        if not isinstance(value, str):
+            raise ConfigurationError(
+                f'{where}: a tag is a text: write tags = {{ {key} = "..." }}; got {key} = {value!r}'
+            )
+    return _spec(name, table)
 
 
 def _spec(name: str, table: Mapping[str, Any]) -> QueueSpec:
@@ -88,9 +90,9 @@ def _spec(name: str, table: Mapping[str, Any]) -> QueueSpec:
     return QueueSpec(
         name,
         attributes,
-        msgspec.convert(table.get("tags", {}), dict[str, str]),
-        msgspec.convert(table.get("dead_letter"), str | None),
-        msgspec.convert(table.get("max_receive_count", _DEFAULT_MAX_RECEIVES), int),
+        table.get("tags", {}),
+        table.get("dead_letter"),
+        table.get("max_receive_count", _DEFAULT_MAX_RECEIVES),
     )
 
 

@@ -1,6 +1,7 @@
 """From an HTTP request to an action of the broker, and back."""
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -19,6 +20,9 @@ from postroom.local.options import Scope
 from postroom.local.shapes import Received, ReceivedMessages
 
 _REMEMBERED = 1_000
+_NOT_OURS = frozenset({"UnknownOperationException", "SerializationException"})
+"""Errors of requests that are none of SQS."""
+_SERVICE = re.compile(r"[a-z0-9-]{1,40}")
 _log = logging.getLogger("postroom.local")
 
 
@@ -79,7 +83,7 @@ class Front:
             return self._refuse(reason)
         target = request.headers.get(b"x-amz-target")
         if target is None and (page := self._page(request)) is not None:
-            return page
+            return self._of_another_service(request, request_id) or page
         # Chosen before anything can fail: an error is told in the protocol of its request.
         error_response = wire_json.error_response if target is not None else _query_errors(request)
         name = queue_url = ""
@@ -97,6 +101,8 @@ class Front:
             code = ""
         except BrokerError as error:
             answer, code = error_response(error, request_id), error.code
+            if error.kind in _NOT_OURS and (other := self._of_another_service(request, request_id)) is not None:
+                return other
         except Exception as error:
             _log.exception("the local broker failed in %s", name or "a request")
             failure = BrokerError(
@@ -174,6 +180,26 @@ class Front:
         if request.method == "GET" and "Action" not in parse_qs(query, keep_blank_values=True):
             return wire_query.UNKNOWN_OPERATION
         return None
+
+    def _of_another_service(self, request: Request, request_id: str) -> Response | None:
+        """Refuse what was signed for another service of AWS: its client was given this endpoint, too."""
+        service = _credential(request).decode("latin-1").split("/")[3:4]
+        if not service or service == ["sqs"]:
+            return None
+        name = service[0] if _SERVICE.fullmatch(service[0]) else "another service"
+        text = (
+            f"This endpoint is Amazon SQS only, and the request is for {name}. "
+            "AWS_ENDPOINT_URL_SQS, in place of AWS_ENDPOINT_URL, points clients of SQS alone here."
+        )
+        error = BrokerError("NotImplemented", text, status=501)
+        if name == "s3":
+            answer = wire_query.s3_error_response(error)
+        elif b"x-amz-target" in request.headers:
+            answer = wire_json.error_response(error, request_id)
+        else:
+            answer = _query_errors(request)(error, request_id)
+        self._note(f"({name})", "", answer, error.code, perf_counter())
+        return answer
 
     def _refuse(self, reason: str) -> Response:
         """Refuse what a web page may have sent; it could not read a reason in SQS's own form either."""

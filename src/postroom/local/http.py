@@ -7,7 +7,12 @@ answered later. That is why it is here: a web framework before the same broker t
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple, Protocol, cast
+
+from postroom.log_fields import Log, Step
+
+_log = Log("postroom.local", Step.RECEIVE)
 
 MAX_HEAD = 64 * 1024
 _ONCE = frozenset({b"content-length", b"transfer-encoding"})
@@ -15,6 +20,11 @@ MAX_LINE = 1024
 """Bytes of the line before a chunk, with its extensions."""
 MAX_BODY = 16 * 1024 * 1024
 _MAX_DIGITS = 20
+"""Digits of a Content-Length, at most."""
+_TLS = b"\x16"
+"""How a client begins that speaks TLS: with a handshake (RFC 8446, 5.1). No method of HTTP does."""
+_QUIET = 60.0
+"""Seconds between two lines of the log."""
 _REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
             413: "Payload Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
             501: "Not Implemented", 503: "Service Unavailable"}  # fmt: skip
@@ -206,6 +216,7 @@ class Connections:
     def __init__(self) -> None:
         self._open: set[HttpConnection] = set()
         self._none_left: asyncio.Future[None] | None = None
+        self._told_of_tls = -_QUIET
 
     def add(self, connection: "HttpConnection") -> None:
         """Note one that was opened."""
@@ -216,6 +227,13 @@ class Connections:
         self._open.discard(connection)
         if not self._open and self._none_left is not None and not self._none_left.done():
             self._none_left.set_result(None)
+
+    def tell_of_tls(self) -> None:
+        """Log that a client speaks TLS; once a minute, as it tries again."""
+        now = monotonic()
+        if now - self._told_of_tls >= _QUIET:
+            self._told_of_tls = now
+            _log.warning("A client speaks https to this server, which speaks http: write http:// in its endpoint URL")
 
     async def close(self, grace: float) -> None:
         """Close all: each after the answer that it is giving; after ``grace`` seconds whatever they do."""
@@ -331,6 +349,9 @@ class HttpConnection(asyncio.Protocol):
         if self._head is None:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
+                if self._buffer.startswith(_TLS):
+                    self._connections.tell_of_tls()
+                    raise HttpError(400, "this server speaks http, not https: write http:// in the endpoint URL")
                 if len(self._buffer) > MAX_HEAD:
                     raise HttpError(431, "the headers are too large")
                 return None
@@ -365,7 +386,8 @@ class HttpConnection(asyncio.Protocol):
         answer = self._handler(request, self._late)
         if isinstance(answer, Response):
             self._answering = False
-            self._write(answer)
+            # A body would be taken for the beginning of the next answer.
+            self._write(answer._replace(body=b"") if request.method == "HEAD" else answer)
         elif self._answering:  # it may have been given while the handler ran
             self._pending = answer
 

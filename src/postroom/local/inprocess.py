@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
+from postroom.checking import check_kind, listed, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local.broker import Broker
 from postroom.local.options import BrokerOptions, Changes, Scope, with_changes
 from postroom.local.queue import LocalQueue, Waiter
+from postroom.local.sending import entry_of
 from postroom.local.shapes import (
     BatchResult,
     ChangeVisibilityEntry,
@@ -23,11 +25,13 @@ from postroom.local.shapes import (
     Sent,
     SentBatch,
 )
+from postroom.message import OutgoingMessage
 
 if TYPE_CHECKING:
     from postroom.local.persist import Log
 
 Deliver = Callable[[list[Received]], None]
+_ENTRIES: Final = '[SendEntry(id="1", message_body="hello")]'
 
 
 class Poll:
@@ -70,6 +74,19 @@ class Poll:
             self._deliver([])
 
 
+def _request(message: object) -> Send:
+    match message:
+        case str():
+            return Send(message_body=message)
+        case OutgoingMessage():
+            return entry_of(message)
+        case Send():
+            return message
+        case _:
+            text = f"LocalBroker.send(queue, message) takes a text or an OutgoingMessage(...); got {shown(message)}"
+            raise ConfigurationError(text)
+
+
 class LocalBroker:
     """SQS in this process, for the time of an ``async with``.
 
@@ -80,7 +97,8 @@ class LocalBroker:
 
     Re-entrant: each ``async with`` counts, the last exit ends all long polls (they get nothing) and closes the
     persistent log. What was in the broker is gone then, unless ``persist`` names a file. It belongs to the event
-    loop that entered it; its time is that loop's time, so that it runs in virtual time as well.
+    loop that entered it; its time is that loop's time, so that it runs in virtual time as well. Another loop is
+    refused with ``ConfigurationError``.
 
     Refusals are ``BrokerError``, with SQS's codes.
 
@@ -125,6 +143,7 @@ class LocalBroker:
             engine.on_waiting = self._set_alarm
             self._engine = engine
             self._closed = False
+        self._check_loop()
         self._entered += 1
         return self
 
@@ -147,6 +166,12 @@ class LocalBroker:
         if self._log is not None:
             log, self._log = self._log, None
             log.close()
+
+    def _check_loop(self) -> None:
+        # Its timers and polls are of the other one: what waits here would never be told.
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            text = "this LocalBroker was opened in another event loop: open it in the one that uses it"
+            raise ConfigurationError(f"{text}; in tests, give its fixture the scope of their loop")
 
     @property
     def is_open(self) -> bool:
@@ -228,13 +253,15 @@ class LocalBroker:
         """Delete all messages of a queue."""
         self.engine.purge_queue(self.queue(queue))
 
-    def send(self, queue: str | LocalQueue, message: str | Send) -> Sent:
+    def send(self, queue: str | LocalQueue, message: str | OutgoingMessage | Send) -> Sent:
         """Send a body, or a message with attributes, delay or group."""
-        request = Send(message_body=message) if isinstance(message, str) else message
-        return self.engine.send(self.queue(queue), request)
+        return self.engine.send(self.queue(queue), _request(message))
 
     def send_batch(self, queue: str | LocalQueue, entries: Sequence[SendEntry]) -> SentBatch:
         """Send up to ten messages."""
+        entries = listed("LocalBroker.send_batch(entries)", _ENTRIES, entries)
+        for entry in entries:
+            check_kind("LocalBroker.send_batch(entries)", entry, SendEntry, _ENTRIES)
         return self.engine.send_batch(self.queue(queue), entries)
 
     async def receive(
@@ -259,12 +286,8 @@ class LocalBroker:
             wait_time_seconds=wait,
             receive_request_attempt_id=attempt_id,
         )
-        loop = asyncio.get_running_loop()
-        # Its timers and polls are of the other one: what waits here would never be told.
-        if self._loop is not None and loop is not self._loop:
-            text = "this LocalBroker was opened in another event loop: open it in the one that uses it"
-            raise ConfigurationError(f"{text}; in tests, give its fixture the scope of their loop")
-        future: asyncio.Future[list[Received]] = loop.create_future()
+        self._check_loop()
+        future: asyncio.Future[list[Received]] = asyncio.get_running_loop().create_future()
 
         def deliver(messages: list[Received]) -> None:
             # Cancelled in the step in which it was served: what it got stays in flight, as when SQS's answer is lost.

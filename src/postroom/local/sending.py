@@ -22,7 +22,8 @@ from postroom.local.ids import Ids
 from postroom.local.messages import Stored
 from postroom.local.queue import LocalQueue
 from postroom.local.receiving import not_for_this_type
-from postroom.local.shapes import ChangeVisibilityEntry, DeleteEntry, EntryError, Send, SendEntry
+from postroom.local.shapes import AttributeValue, ChangeVisibilityEntry, DeleteEntry, EntryError, Send, SendEntry
+from postroom.message import OutgoingMessage
 
 MAX_DELAY = 900
 _NO_DEDUPLICATION = (
@@ -31,6 +32,27 @@ _NO_DEDUPLICATION = (
 MAX_BATCH = 10
 _TOO_LONG = "Reason: Message must be shorter than {} bytes."
 _BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+def entry_of(message: OutgoingMessage, entry_id: str | None = None) -> SendEntry:
+    """Return a message to send as an entry of a batch, which is a single send as well."""
+    attributes = {
+        name: AttributeValue(
+            data_type=value.data_type, string_value=value.string_value, binary_value=value.binary_value
+        )
+        for name, value in message.message_attributes.items()
+    }
+    header = message.trace_header
+    trace = {} if header is None else {"AWSTraceHeader": AttributeValue(data_type="String", string_value=header)}
+    return SendEntry(
+        id=entry_id,
+        message_body=message.body,
+        message_attributes=attributes,
+        delay_seconds=message.delay,
+        message_group_id=message.group_id,
+        message_deduplication_id=message.deduplication_id,
+        message_system_attributes=trace,
+    )
 
 
 def new_message(queue: LocalQueue, request: Send, *, sender: str, now: float, ids: Ids) -> Stored:

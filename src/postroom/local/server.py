@@ -36,6 +36,10 @@ class LocalServer:
         access: is called with one line of the request log per request.
         allow_hosts: more names by which clients may reach it, beside addresses, loopback names, this machine's name
             and names that are private by their form; see ``HostPolicy``.
+
+    Raises:
+        ConfigurationError: an argument cannot work. Entering it: it is open already, or its broker is open in another
+            event loop.
     """
 
     def __init__(
@@ -68,12 +72,15 @@ class LocalServer:
         self._servers: list[asyncio.Server] = []
         self._connections = Connections()
         self._url: str | None = None
-        self._closed = False
+        self._closed = self._entered = False
         self._date = (0, "")
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise ConfigurationError("this LocalServer is open already: make one for each `async with`")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.broker)
+            self._entered = True
             stack.push_async_callback(self._stop)
             await self._listen()
             self._stack = stack.pop_all()
@@ -116,7 +123,8 @@ class LocalServer:
         for index, host in enumerate(self._hosts):
             try:
                 server = await loop.create_server(connection, host, port, backlog=1024)
-            except OSError:
+            except OSError as error:
+                error.filename = host  # that of several which is meant; the name resolver's own error has none
                 if index == 0 or self._hosts is not LOOPBACK:
                     raise
                 continue  # a machine without IPv6
@@ -139,7 +147,7 @@ class LocalServer:
             await server.wait_closed()
         self._servers.clear()
         self._url = None
-        self._closed = True
+        self._closed, self._entered = True, False
 
     def _http_date(self) -> str:
         now = int(asyncio.get_running_loop().time())

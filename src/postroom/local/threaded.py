@@ -4,10 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from postroom.errors import NotOpenError
+from postroom.checking import check_function, check_kind
+from postroom.errors import ConfigurationError, NotOpenError
 from postroom.local.inprocess import LocalBroker
 from postroom.local.server import LocalServer
 
@@ -22,11 +24,20 @@ class ThreadedServer:
             url = server.create_queue("orders")
 
     Args:
-        broker: makes the broker, within the thread.
+        broker: makes the broker, within the thread: ``lambda: LocalBroker(seed=1)``.
         port: the port; 0 takes a free one.
+
+    Raises:
+        ConfigurationError: ``broker`` is no such function. Entering it: it is open already, or the broker is open in
+            another event loop.
     """
 
     def __init__(self, broker: Callable[[], LocalBroker] = LocalBroker, *, port: int = 0) -> None:
+        given: Any = broker
+        if isinstance(given, LocalBroker):
+            text = "ThreadedServer(broker) takes a function that makes the broker in the server's own thread"
+            raise ConfigurationError(f"{text}: write ThreadedServer(lambda: LocalBroker(seed=1)); got a LocalBroker")
+        check_function("ThreadedServer(broker)", "() -> LocalBroker", broker, arguments=0)
         self._broker = broker
         self._port = port
         self._thread: threading.Thread | None = None
@@ -35,23 +46,31 @@ class ThreadedServer:
         self._server: LocalServer | None = None
 
     def __enter__(self) -> Self:
+        if self._thread is not None:
+            raise ConfigurationError("this ThreadedServer is open already: make one for each `with`")
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="postroom-local", daemon=True)
-        self._thread.start()
         try:
+            self._thread.start()
             started.result()
         except BaseException:
-            self._thread.join()
+            started.cancel()  # where the wait was interrupted: then it ends as soon as it has started
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._loop is not None and self._stop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self._end()
+
+    def _end(self) -> None:
+        if self._loop is not None and self._stop is not None:
+            with suppress(RuntimeError):  # the server failed, and its loop is closed
+                self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
-        self._server = None
+        self._thread = self._server = self._loop = self._stop = None
 
     def _run(self, started: "Future[None]") -> None:
         try:
@@ -65,10 +84,13 @@ class ThreadedServer:
     async def _serve(self, started: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        async with LocalServer(self._broker(), port=self._port) as server:
+        broker = self._broker()
+        check_kind("ThreadedServer(broker)", broker, LocalBroker, "ThreadedServer(lambda: LocalBroker(seed=1))")
+        async with LocalServer(broker, port=self._port) as server:
             self._server = server
-            started.set_result(None)
-            await self._stop.wait()
+            if started.set_running_or_notify_cancel():
+                started.set_result(None)
+                await self._stop.wait()
 
     @property
     def server(self) -> LocalServer:
@@ -90,6 +112,8 @@ class ThreadedServer:
     def call(self, function: Callable[[LocalBroker], T]) -> T:
         """Call a function with the broker in the broker's thread; return or raise what it does."""
         broker = self.server.broker
+        if threading.current_thread() is self._thread:  # from within such a function: waiting here would never end
+            return function(broker)
         assert self._loop is not None  # noqa: S101 - set before the server is
 
         async def run() -> T:

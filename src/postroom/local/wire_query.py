@@ -169,6 +169,12 @@ def error_response(error: BrokerError, request_id: str) -> Response:
     return _xml(error.status, parts, request_id)
 
 
+def s3_error_response(error: BrokerError) -> Response:
+    """Write an error as clients of S3 read it."""
+    text = f"<Error><Code>{error.code}</Code><Message>{_text(error.message)}</Message></Error>"
+    return Response(error.status, "Content-Type: application/xml\r\n", text.encode())
+
+
 def _message(error: BrokerError) -> str:
     """Return the text of an error as this protocol has it."""
     if error.kind == "QueueDoesNotExist":

@@ -22,7 +22,7 @@ from postroom.checking import check_plain, listed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, names_of
-from postroom.payloads.decoder import Unwrap
+from postroom.payloads.decoder import Unwrap, unwrapped
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -149,12 +149,13 @@ class AttributeResolver(Generic[T_co]):
     Not so for a class that does something when it is made: that is done for every message.
     """
 
-    __slots__ = ("_cls", "_fields", "_known", "_sources", "_unwrap", "names")
+    __slots__ = ("_cls", "_fields", "_known", "_sources", "names", "unwraps")
 
     def __init__(self, cls: type[T_co], fields: tuple[_Field, ...], unwrap: Unwrap | None) -> None:
         self._cls = cls
         self._fields = fields
-        self._unwrap = unwrap
+        self.unwraps: Unwrap | None = unwrap
+        """What takes messages out of an envelope first; None: they are read as they are."""
         # One instance for equal attributes: hashing and comparing it again is cheap, for every
         # lookup by tenant.
         self._known: dict[tuple[str | None, ...], T_co] | None = {} if _is_plain(cls) else None
@@ -190,8 +191,8 @@ class AttributeResolver(Generic[T_co]):
             MissingAttribute: one or more attributes are missing, empty or Binary; the text names all of them.
             ContextError: an attribute has a value that its field does not allow.
         """
-        if self._unwrap is not None:
-            message = self._unwrap(message)
+        if self.unwraps is not None:
+            message = unwrapped(self.unwraps, message, self.unwraps(message))
         known, texts = self._known, None
         if known is not None and (texts := self._texts(message.message_attributes)) is not None:
             context = known.get(texts)
@@ -275,14 +276,9 @@ class AttributeResolver(Generic[T_co]):
         return self._made(values, message)
 
     @property
-    def unwraps(self) -> bool:
-        """Whether it takes messages out of an envelope first."""
-        return self._unwrap is not None
-
-    @property
     def is_plain(self) -> bool:
         """Whether no code of the user's runs when a context is made."""
-        return self._known is not None
+        return self._known is not None and self.unwraps is None
 
     def _made(self, values: dict[str, Any], message: Message) -> T_co:
         try:

@@ -1,15 +1,18 @@
 """What every decoder is, and the decoders that need no JSON."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 
 import msgspec
 
+from postroom.checking import shown
 from postroom.errors import DecodeError, Drop, PayloadError, Reject, Retry
-from postroom.message import Message
+from postroom.message import Message, MessageAttribute
 from postroom.payloads.problems import not_unicode
 
+_EXPECTED: Final = 'expected is a mapping such as {"tenantId": MessageAttribute(string_value="acme")}'
 MARK: Final = "\ufeff"
 """The byte order mark that .NET writes first. It carries no meaning, and RFC 8259 lets a parser ignore it."""
 
@@ -75,21 +78,59 @@ class GuardedDecoder(Decoder):
     Unless it is an instruction: ``Reject``, ``Drop`` or ``Retry``.
     """
 
-    __slots__ = ("_inner", "_unwrap")
+    __slots__ = ("_inner", "unwraps")
 
     def __init__(self, inner: Decoder, unwrap: Unwrap | None) -> None:
         self._inner = inner
-        self._unwrap = unwrap
+        self.unwraps: Unwrap | None = unwrap
+        """What takes messages out of an envelope first; None: they are decoded as they are."""
 
     def __call__(self, message: Message, /) -> Any:
         """Unwrap the message and decode what was in it."""
         try:
-            return self._inner(message if self._unwrap is None else self._unwrap(message))
+            if self.unwraps is not None:
+                message = unwrapped(self.unwraps, message, self.unwraps(message))
+            return self._inner(message)
         except (PayloadError, Reject, Drop, Retry):
             raise
         except Exception as error:
             text = f"the body could not be decoded ({type(error).__name__})"
             raise DecodeError(text, message_id=message.id) from error
+
+
+def unwrapped(step: object, message: Message, found: object) -> Message:
+    """Return what a step of the user's has made of a message.
+
+    Raises:
+        DecodeError: it is no message, or one that nothing can read. The text names the step, and what is expected.
+    """
+    if found is message:
+        return message
+    problem = _problem(found, message.message_attributes)
+    if problem is None:
+        return cast("Message", found)
+    if inspect.iscoroutine(found):
+        found.close()  # it would warn that it was never awaited
+    raise DecodeError(f"{shown(step)}, a step of unwrap=, returned {problem}", message_id=message.id)
+
+
+def _problem(found: object, before: object) -> str | None:  # noqa: PLR0911 - one for each thing that is wrong
+    if not isinstance(found, Message):
+        return f"{type(found).__name__} instead of a Message"
+    body, attributes = cast("tuple[object, object]", (found.body, found.message_attributes))
+    if not isinstance(body, str):
+        return f"a Message with a body of {type(body).__name__}; expected is a text"
+    if attributes is before:
+        return None
+    if not isinstance(attributes, Mapping):
+        return f"a Message with message_attributes of {type(attributes).__name__}; {_EXPECTED}"
+    for name, value in cast("Mapping[object, object]", attributes).items():
+        if not isinstance(name, str) or not isinstance(value, MessageAttribute):
+            return f"a Message with message_attributes of {type(name).__name__} to {type(value).__name__}; {_EXPECTED}"
+        text = cast("object", value.string_value)
+        if text is not None and not isinstance(text, str):
+            return f"a Message with a MessageAttribute with a string_value of {type(text).__name__}; {_EXPECTED}"
+    return None
 
 
 Explain = Callable[[Exception, Message], PayloadError]

@@ -49,4 +49,5 @@ def cross_check_group(
             return check_later(cast("Awaitable[T]", context), message)
         return check(context, message)
 
+    vars(resolve)["unwraps"] = getattr(resolver, "unwraps", None)
     return resolve

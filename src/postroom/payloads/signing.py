@@ -37,6 +37,7 @@ from postroom.checking import check_flag, check_function, check_kind, is_number,
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.payloads.attributes import attribute_names
+from postroom.payloads.decoder import Unwrap
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -205,7 +206,7 @@ def signed(
 class SignedContext(Generic[T_co]):
     """A context resolver behind a signature check. Built by ``signed``."""
 
-    __slots__ = ("_clock", "_group", "_keys", "_leeway", "_queue", "_resolver", "names")
+    __slots__ = ("_clock", "_group", "_keys", "_leeway", "_queue", "_resolver", "names", "unwraps")
 
     def __init__(
         self,
@@ -226,6 +227,8 @@ class SignedContext(Generic[T_co]):
         self._clock = clock
         self.names: tuple[str, ...] = names
         """The names of the attributes that the signature covers."""
+        self.unwraps: Unwrap | None = getattr(resolver, "unwraps", None)
+        """What the resolver takes messages out of an envelope with, once their signature has been checked."""
 
     def __call__(self, message: Message, /) -> T_co:
         """Check the signature, then ask the resolver, which sees what is signed and nothing else.

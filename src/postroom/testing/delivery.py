@@ -107,6 +107,8 @@ async def deliver(
     """
     _check(consumer, receives, max_receives)
     _check_more(attributes, group, timeout)
+    if consumer.settings.resources is None:
+        resources = _refuse_resources(resources)
     settings = dataclasses.replace(consumer.settings, queue=_queue_of(consumer.settings, queue), queues=None)
     message = _outgoing(settings, payload, context, attributes, group)
     async with _queues(settings, max_receives) as (client, opened, dead_letters):
@@ -149,6 +151,13 @@ def _check_more(attributes: object, group: object, timeout: object) -> None:
     check_seconds("deliver", "timeout", timeout, least=0.001)
 
 
+def _refuse_resources(given: Any) -> Any:
+    if given is not _UNSET and given is not None:
+        text = "deliver(resources=...): this consumer has no resources=, so that no handler of it gets any"
+        raise ConfigurationError(text)
+    return _UNSET
+
+
 # -- the message and its queue ----------------------------------------------------------------------------------------
 
 
@@ -187,7 +196,7 @@ def _reader(settings: Settings[Any, Any]) -> AttributeResolver[Any] | None:
     if not isinstance(resolver, AttributeResolver):
         return None
     resolver = cast("AttributeResolver[Any]", resolver)
-    return None if resolver.unwraps or settings.unwrap is not None else resolver
+    return resolver if resolver.unwraps is None and settings.unwrap is None else None
 
 
 def _queue_of(settings: Settings[Any, Any], named: str | None) -> str:

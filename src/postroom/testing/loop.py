@@ -14,12 +14,16 @@ sockets, no child processes; a function given to an executor (``asyncio.to_threa
 import asyncio
 import heapq
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextvars import Context
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
+
+from postroom.checking import is_number
+from postroom.errors import ConfigurationError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -99,6 +103,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         if self.is_closed():
             raise RuntimeError("Event loop is closed")
+        if math.isnan(when):  # no time comes before or after it: time would stand still
+            raise ValueError("Invalid delay: NaN (not a number)")  # as asyncio.sleep says since Python 3.13
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._order), handle))
         return handle
@@ -133,7 +139,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         Timers that become due meanwhile are late: all of them run in the next turn.
         """
-        if seconds < 0:
+        if not seconds >= 0:  # NaN is neither
             raise VirtualLoopError(f"block({seconds!r}): time does not go back")
         self._now += seconds
 
@@ -245,8 +251,12 @@ def run_virtual(main: Coroutine[Any, Any, T], *, seed: int | None = None, limit:
         Deadlock: nothing is ready and nothing is scheduled, or ``limit`` passed. Says who waits where.
         LeftoverTasks: tasks outlived ``main``; they were cancelled. Added to ``main``'s own error as a note.
         UnhandledError: something raised where no caller could see it.
+        ConfigurationError: ``limit`` is no number of seconds.
     """
     _refuse_nesting(main)
+    if not is_number(limit) or limit <= 0:
+        main.close()
+        raise ConfigurationError(f"run_virtual(limit=...) takes seconds, more than 0; got {limit!r}")
     loop = VirtualLoop(seed=seed, limit=limit)
     try:
         task = loop.create_task(main, name="main")

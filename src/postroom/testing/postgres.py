@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -21,10 +22,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 from urllib.parse import quote
 
+from postroom.checking import check_optional_path, shown
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
+from postroom.options import check_seconds
 from postroom.testing._postgres_binaries import (
     Account,
     find_binaries,
@@ -40,6 +43,7 @@ ROOM: Final = 512 * 1024 * 1024
 """Bytes that a directory must have free to be chosen for the data."""
 _PORTS_TRIED: Final = 20
 _IPC_RMID: Final = 0
+_PARAMETER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 # Not synchronous_commit=off: a kill would lose commits, and with fsync off waiting for them costs next to nothing.
 # Shared memory in files of the data directory goes with it; after a kill nothing would remove it from /dev/shm.
 _SETTINGS: Final = {
@@ -95,6 +99,9 @@ class PostgresServer:
         settings: configuration parameters on top of the defaults, such as ``{"max_connections": "20"}``.
         directory: where to put the data; by default a tmpfs with enough room, else the temporary directory.
         timeout: seconds that the server may take to start, and again to stop before it is killed.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
 
     user: Final = "postroom"
@@ -109,6 +116,10 @@ class PostgresServer:
         directory: Path | None = None,
         timeout: float = 30.0,
     ) -> None:
+        check_optional_path("PostgresServer(binaries=...)", binaries, 'binaries=Path("/usr/lib/postgresql/17/bin")')
+        check_optional_path("PostgresServer(directory=...)", directory, 'directory=Path("/var/tmp")')
+        check_seconds("PostgresServer", "timeout", timeout, least=0.001)
+        _check_settings(settings)
         self.password: str = secrets.token_urlsafe(16)
         self._given_binaries = binaries
         self._settings = {**_SETTINGS, **(settings or {})}
@@ -437,6 +448,19 @@ class PostgresServer:
         except subprocess.TimeoutExpired:
             watchdog.kill()
             watchdog.wait()
+
+
+def _check_settings(settings: object) -> None:
+    if settings is None:
+        return
+    if isinstance(settings, Mapping) and all(
+        isinstance(name, str) and isinstance(value, str) and _PARAMETER.fullmatch(name)
+        for name, value in cast("Mapping[object, object]", settings).items()
+    ):
+        return
+    got = shown(cast("object", settings))
+    text = 'PostgresServer(settings=...) takes texts by name: write settings={"max_connections": "20"}'
+    raise ConfigurationError(f"{text}; got {got}")
 
 
 def _quoted(name: str) -> str:

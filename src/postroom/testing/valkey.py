@@ -21,7 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from postroom.checking import check_flag, check_optional_path
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
+from postroom.options import check_seconds
 
 HOST: Final = "127.0.0.1"
 _POLL: Final = 0.01
@@ -63,9 +65,15 @@ class ValkeyServer:
         durable: whether each write is on disk before it is answered, so that ``restart()`` loses nothing; by default
             nothing is written to disk, and a restart loses everything.
         timeout: seconds that the server may take to start.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
     """
 
     def __init__(self, *, program: Path | None = None, durable: bool = False, timeout: float = 10.0) -> None:
+        check_optional_path("ValkeyServer(program=...)", program, 'program=Path("/usr/bin/valkey-server")')
+        check_flag("ValkeyServer(durable=...)", durable)
+        check_seconds("ValkeyServer", "timeout", timeout, least=0.001)
         self.password: str = secrets.token_urlsafe(16)
         self._program = program
         self._durable = durable

@@ -25,13 +25,12 @@ from postroom.local.attributes import parse_redrive
 from postroom.local.errors import BrokerError
 from postroom.local.inprocess import LocalBroker
 from postroom.local.queue import LocalQueue
+from postroom.local.sending import entry_of
 from postroom.local.shapes import (
-    AttributeValue,
     BatchResult,
     ChangeVisibilityEntry,
     DeleteEntry,
     Received,
-    SendEntry,
     SentBatch,
 )
 from postroom.message import Message, MessageAttribute, OutgoingMessage
@@ -196,7 +195,7 @@ class MemoryQueue:
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
         """Send up to 10 messages. Returns one result per message, in order."""
         broker = await self._turn()
-        entries = [_entry(index, message) for index, message in enumerate(messages)]
+        entries = [entry_of(message, str(index)) for index, message in enumerate(messages)]
         try:
             result = broker.send_batch(self._queue, entries)
         except BrokerError as error:
@@ -243,28 +242,6 @@ def _message(received: Received, queue: str) -> Message:
         system_attributes=received.attributes,
         queue=queue,
     )
-
-
-def _entry(index: int, message: OutgoingMessage) -> SendEntry:
-    attributes = {
-        name: AttributeValue(
-            data_type=value.data_type, string_value=value.string_value, binary_value=value.binary_value
-        )
-        for name, value in message.message_attributes.items()
-    }
-    return SendEntry(
-        id=str(index),
-        message_body=message.body,
-        message_attributes=attributes,
-        delay_seconds=message.delay,
-        message_group_id=message.group_id,
-        message_deduplication_id=message.deduplication_id,
-        message_system_attributes=_trace(message.trace_header),
-    )
-
-
-def _trace(header: str | None) -> dict[str, AttributeValue]:
-    return {} if header is None else {"AWSTraceHeader": AttributeValue(data_type="String", string_value=header)}
 
 
 def _failures(result: BatchResult | SentBatch) -> list[EntryFailure]:

@@ -25,6 +25,7 @@ from postroom import (
 )
 from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettled
 from postroom.options import Call
+from postroom.payloads import context_from_attributes
 from postroom.redaction import describe
 from support.world import Order, Tenant, World, in_world
 
@@ -331,3 +332,29 @@ def test_what_an_observer_sets_reaches_no_other_message() -> None:
     in_world(scenario)
     assert len(seen) == 32
     assert set(seen) == {("MessageReceived", "none"), ("MessageSettled", "none")}
+
+
+def test_what_the_unwrap_of_a_resolver_sets_reaches_no_other_message() -> None:
+    """It is the user's code, in the task that receives."""
+    mark: ContextVar[str] = ContextVar("mark", default="none")
+    seen: list[str] = []
+
+    def unwrap(message: Message) -> Message:
+        seen.append(mark.get())
+        mark.set(message.id)
+        return message
+
+    async def scenario(world: World) -> None:
+        world.create()
+        resolver = context_from_attributes(Tenant, unwrap=unwrap)
+        orders = Consumer("orders", context=resolver, client=world.client)
+
+        @orders.handler
+        async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None: ...
+
+        async with orders:
+            world.send_orders("1", "2", "3")
+            await asyncio.sleep(5)
+
+    in_world(scenario)
+    assert seen == ["none"] * 3

@@ -4,10 +4,11 @@ import asyncio
 import base64
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import pytest
@@ -22,8 +23,10 @@ from postroom import (
     MessageContext,
     PayloadError,
     Retry,
+    Router,
     Settlement,
     attribute,
+    by_attribute,
 )
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.payloads import (
@@ -32,11 +35,15 @@ from postroom.payloads import (
     KeyRing,
     S3Event,
     SnsEnvelope,
+    context_from_attributes,
+    cross_check_group,
+    decoder_for,
     sign,
     signed,
     unwrap_cloudevents,
     unwrap_eventbridge,
     unwrap_s3,
+    unwrap_ses,
     unwrap_sns,
 )
 from postroom.testing import Delivered, deliver, run_virtual
@@ -230,6 +237,43 @@ def test_a_step_that_is_wrong_fails_its_message(step: Any, text: str) -> None:
         raise result.error
 
 
+_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"message_attributes": [("tenantId", "acme")]}, "of list; expected is a mapping"),
+    ({"message_attributes": None}, "of NoneType; expected is a mapping"),
+    (
+        {"message_attributes": {"tenantId": "acme"}},
+        r"of str to str; expected is .*MessageAttribute\(string_value=",
+    ),
+    (
+        {"message_attributes": {5: MessageAttribute(string_value="acme")}},
+        "of int to MessageAttribute; expected",
+    ),
+    (
+        {"message_attributes": {"tenantId": MessageAttribute(string_value=cast("Any", 5))}},
+        "a MessageAttribute with a string_value of int; expected",
+    ),
+    ({"body": b"{}"}, "a body of bytes; expected is a text"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "text"), _WRONG)
+def test_what_a_step_made_wrong_is_told_with_its_name(wrong: dict[str, Any], text: str) -> None:
+    """With and without a context, and where the resolver or the decoder unwraps by itself."""
+
+    def relabel(message: Message) -> Message:
+        return msgspec.structs.replace(message, **wrong)
+
+    for seen in (
+        Seen(relabel),
+        Seen(relabel, context=None),
+        Seen(None, context=context_from_attributes(Tenant, unwrap=relabel)),
+        Seen(None, decoder_for(Order, unwrap=relabel), context=None),
+    ):
+        error = run_virtual(deliver(seen.consumer, Order("1"))).error
+        assert error is not None
+        assert re.search(rf"relabel, a step of unwrap=, returned a Message with .*{text}", str(error)), str(error)
+
+
 def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
     """``Retry`` of a step gives the message back: it is no attempt, and the handler is called with the next receive."""
 
@@ -354,6 +398,54 @@ def test_async_steps_in_front_of_an_envelope_are_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="is async, so it must stand behind the envelopes"):
         Consumer("orders", unwrap=[fetch, unwrap_sns])
+
+
+_FROM_SNS = context_from_attributes(Tenant, unwrap=unwrap_sns)
+_SIGNED = signed(_FROM_SNS, keys=KeyRing({"k": b"2" * 32}), queue="orders")
+
+
+@pytest.mark.parametrize("unwrap", [unwrap_sns, [unwrap_sns, unwrap_ses], SnsEnvelope(raw=True)])
+@pytest.mark.parametrize(
+    "context", [_FROM_SNS, _SIGNED, cross_check_group(_FROM_SNS, tenant=lambda tenant: tenant.tenant_id)]
+)
+def test_a_resolver_does_not_unwrap_the_same_envelope_again(unwrap: Any, context: Any) -> None:
+    """It would find none in what is inside, and every message would fail."""
+    with pytest.raises(ConfigurationError, match=r"remove the one in context_from_attributes\(unwrap=...\)"):
+        Consumer("orders", context=context, unwrap=unwrap)
+
+
+def test_a_decoder_does_not_unwrap_the_same_envelope_again() -> None:
+    """Neither that of a handler, nor of a batch, nor of a router."""
+    again = decoder_for(Order, unwrap=unwrap_sns)
+
+    def orders(**options: Any) -> Consumer[Any, Any]:
+        return Consumer("orders", unwrap=unwrap_sns, **options)
+
+    async def handle(_order: Any, _ctx: Any) -> None: ...
+
+    async def handle_all(_orders: list[Any], _batch: Any) -> None: ...
+
+    router: Router[Any, Any] = Router(by_attribute("kind"))
+    router.handler("created", payload=again)(handle)
+    for register in (
+        lambda: orders(payload=again).handler(handle),
+        lambda: orders(payload=again).batch_handler()(handle_all),
+        lambda: run_virtual(deliver(_with(orders(), router), {})),
+    ):
+        with pytest.raises(ConfigurationError, match=r"remove the one in decoder_for\(unwrap=...\)"):
+            register()
+
+
+def _with(consumer: Consumer[Any, Any], handler: Any) -> Consumer[Any, Any]:
+    consumer.handler(handler)
+    return consumer
+
+
+def test_a_resolver_may_unwrap_what_is_inside() -> None:
+    """Then the payload is the envelope that the consumer left."""
+    seen = Seen(unwrap_sns, dict, context=context_from_attributes(Tenant, unwrap=unwrap_cloudevents))
+    assert seen.of(sns({**CLOUD_EVENT, "tenantId": "acme"})).context == Tenant("acme")
+    assert seen.payloads[0]["specversion"] == "1.0"
 
 
 def test_a_step_that_does_not_open_is_a_failed_start() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -25,6 +26,8 @@ from postroom import (
 )
 from postroom.integrations.otel import Telemetry, TopTenants, inject
 from postroom.integrations.otel.propagation import extract, xray_context
+from postroom.payloads import SnsEnvelope, unwrap_cloudevents, unwrap_sns
+from support.envelopes import CLOUD_EVENT, sns
 from support.telemetry import Recorded
 from support.world import Databases, Order, Tenant, World, in_world
 
@@ -147,7 +150,7 @@ def test_it_is_linked_to_the_span_in_which_the_message_was_sent(
 ) -> None:
     """By the message's own attributes, else by what AWS itself wrote; in a trace of its own."""
     if where == "AWSTraceHeader":
-        monkeypatch.setattr("postroom.integrations.otel.spans.extract", lambda message: extract(_from_aws(message)))
+        monkeypatch.setattr("postroom.integrations.otel.spans.extract", _extract_from_aws)
         handled(recorded, fine, {})
     else:
         handled(recorded, fine, {"traceparent": PARENT, "tracestate": "vendor=1"})
@@ -160,8 +163,37 @@ def test_it_is_linked_to_the_span_in_which_the_message_was_sent(
     assert link.context.span_id == expected
 
 
-def _from_aws(message: Message) -> Message:
-    return Message(id=message.id, body=message.body, system_attributes={"AWSTraceHeader": XRAY})
+def _extract_from_aws(message: Message, inside: Any) -> Context:
+    return extract(Message(id=message.id, body=message.body, system_attributes={"AWSTraceHeader": XRAY}), inside)
+
+
+@pytest.mark.parametrize(
+    ("unwrap", "body"),
+    [
+        (SnsEnvelope(), sns({"order_id": "1"}, traceparent=PARENT)),
+        (unwrap_cloudevents, {**CLOUD_EVENT, "data": {"order_id": "1"}, "traceparent": PARENT}),
+    ],
+)
+@pytest.mark.parametrize("outer", [None, "00-0af7651916cd43dd8448eb211c80319c-00000000000000aa-01"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_is_linked_to_the_span_that_its_envelope_names(
+    recorded: Recorded, unwrap: Any, body: dict[str, Any], outer: str | None, *, fails: bool
+) -> None:
+    """Where the message itself names none."""
+    message = {"body": body, **({"traceparent": outer} if outer else {})}
+    if fails:  # as a payload
+        handled(recorded, fine, message, unwrap=unwrap, payload=int)
+    else:
+        handled(recorded, fine, message, unwrap=unwrap)
+    [link] = recorded.spans()[0].links
+    assert link.context.span_id == (0xAA if outer else 0xB7AD6B7169203331)
+
+
+def test_a_context_that_fails_is_linked_to_the_span_that_its_envelope_names(recorded: Recorded) -> None:
+    """The envelope was opened for it."""
+    handled(recorded, fine, {"body": sns("{}", traceparent=PARENT)}, unwrap=unwrap_sns, context=Tenant)
+    [link] = recorded.spans()[0].links
+    assert link.context.span_id == 0xB7AD6B7169203331
 
 
 def test_the_attributes_go_before_the_header_of_aws() -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -181,6 +183,35 @@ async def test_not_http(client: Client, data: bytes, status: int) -> None:
     answered, headers, _ = await client.answer()
     assert (answered, headers["connection"]) == (status, "close")
     assert await client.reader.read() == b""
+
+
+async def test_a_client_that_speaks_tls_is_refused_at_once(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait for a handshake until its own timeout. The log says what to write, and says it once a minute."""
+    port = int(server.endpoint_url.rpartition(":")[2])
+    hello, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(hello, outgoing, server_hostname="localhost").do_handshake()
+    handshake = outgoing.read()
+    for data in (handshake, handshake[:1]):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        assert b"write http:// in the endpoint URL" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert [record.getMessage() for record in caplog.records] == [
+        "A client speaks https to this server, which speaks http: write http:// in its endpoint URL"
+    ]
+
+
+async def test_an_answer_to_head_has_no_body(client: Client) -> None:
+    """The client would take it for the beginning of the next answer."""
+    for request, expected in (("HEAD / ", 405), ("HEAD /health ", 200)):
+        client.writer.write(f"{request}HTTP/1.1\r\n\r\n".encode())
+        assert await client.answer() == (expected, ANY, b"")
+    client.writer.write(b"GET /health HTTP/1.1\r\n\r\n")
+    assert (await client.answer())[0] == 200
 
 
 async def test_pages(client: Client) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import boto3
 import pytest
 import urllib3
 from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
 from postroom.cli.local import local
@@ -103,7 +105,7 @@ async def test_named_host() -> None:
     """An address can be chosen; only the default overlooks that a machine has no IPv6."""
     async with LocalServer(host="127.0.0.1") as server:
         assert server.endpoint_url.startswith("http://127.0.0.1:")
-    with pytest.raises(OSError, match=r".+"):
+    with pytest.raises(OSError, match=r"'203\.0\.113\.1'$"):
         await LocalServer(host=["127.0.0.1", "203.0.113.1"]).__aenter__()
 
 
@@ -151,6 +153,34 @@ def test_fixture(sqs_server: ThreadedServer) -> None:
     sqs.close()
 
 
+@pytest.mark.parametrize(
+    ("service", "operation", "arguments"),
+    [
+        ("s3", "list_buckets", {}),
+        ("s3", "get_object", {"Bucket": "bodies", "Key": "a"}),
+        ("s3", "put_object", {"Bucket": "bodies", "Key": "a", "Body": b"\xff"}),
+        ("s3", "delete_objects", {"Bucket": "bodies", "Delete": {"Objects": [{"Key": "a"}]}}),
+        ("s3", "head_bucket", {"Bucket": "bodies"}),
+        ("sns", "list_topics", {}),
+        ("dynamodb", "list_tables", {}),
+        ("lambda", "list_functions", {}),
+    ],
+)
+def test_a_client_of_another_service_is_told(
+    sqs_server: ThreadedServer, service: str, operation: str, arguments: dict[str, Any]
+) -> None:
+    """``AWS_ENDPOINT_URL`` points all of them here."""
+    client: Any = boto3.client(service, **sqs_server.client_options)
+    with pytest.raises(ClientError) as caught:
+        getattr(client, operation)(**arguments)
+    answer = caught.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 501
+    if operation != "head_bucket":
+        text = rf"is Amazon SQS only, and the request is for {service}\. AWS_ENDPOINT_URL_SQS"
+        assert re.search(text, answer["Error"]["Message"])
+    client.close()
+
+
 def test_thread_that_cannot_start() -> None:
     """What keeps the server from starting is raised where it was started."""
     with pytest.raises(NotOpenError, match="with ThreadedServer"):
@@ -159,6 +189,65 @@ def test_thread_that_cannot_start() -> None:
         port = int(server.endpoint_url.rpartition(":")[2])
         with pytest.raises(OSError, match="address already in use"):
             ThreadedServer(port=port).__enter__()
+
+
+async def test_a_server_is_entered_once_at_a_time() -> None:
+    """A second `with` inside of the first would lose the ports, or the thread, of the first."""
+    threaded, server = ThreadedServer(), LocalServer()
+    for _ in range(2):
+        async with server:
+            with pytest.raises(ConfigurationError, match="this LocalServer is open already: make one for each"):
+                await server.__aenter__()
+            assert server.endpoint_url
+        with threaded:
+            with pytest.raises(ConfigurationError, match="this ThreadedServer is open already: make one for each"):
+                threaded.__enter__()
+            threaded.create_queue("q")
+
+
+async def test_a_broker_of_another_event_loop_is_refused() -> None:
+    """Its timers are that loop's: a long poll over HTTP would never end."""
+    async with LocalBroker() as broker:
+        server = ThreadedServer(lambda: broker)
+        with pytest.raises(ConfigurationError, match="opened in another event loop: open it in the one that uses it"):
+            await asyncio.to_thread(server.__enter__)
+    with server:  # closed meanwhile, it is the server's
+        server.create_queue("q")
+
+
+@pytest.mark.parametrize(
+    ("broker", "text"),
+    [
+        (LocalBroker(), r"makes the broker in the server's own thread: write ThreadedServer\(lambda: LocalBroker"),
+        ("broker", r"takes a function \(\) -> LocalBroker; got str"),
+        (lambda _: None, r"cannot be called as \(\) -> LocalBroker"),
+        (lambda: None, r"takes LocalBroker: write ThreadedServer\(lambda: LocalBroker\(seed=1\)\); got None"),
+    ],
+)
+def test_a_thread_makes_its_broker(broker: Any, text: str) -> None:
+    """What makes none is refused with what to write."""
+    with pytest.raises(ConfigurationError, match=text), ThreadedServer(broker):
+        raise AssertionError("it started")
+
+
+def test_a_call_within_a_call_is_answered() -> None:
+    """It is in the broker's thread already."""
+    with ThreadedServer() as server:
+        server.create_queue("q")
+        assert server.call(lambda _broker: server.counts("q")) == (0, 0, 0)
+
+
+def test_an_interrupt_ends_a_thread_that_starts() -> None:
+    """Ctrl-C waits for no server to end that nothing would end."""
+
+    def interrupted() -> LocalBroker:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return LocalBroker()
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), ThreadedServer(interrupted):
+        pass
+    assert threading.active_count() == before
 
 
 def test_plugin_is_cheap() -> None:
@@ -197,12 +286,20 @@ async def test_queues_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[queues", "", "queues = 5", "[queues.q]\ndead_letter = 5", "[queues.q]\ntags = { a = 5 }", "orders = {}"],
+    ["[queues", "", "queues = 5", "[queues.q]\ndead_letter = 5", "orders = {}"],
 )
 def test_wrong_files(tmp_path: Path, text: str) -> None:
     """A file that is no list of queues says what to write."""
     with pytest.raises(ConfigurationError, match="queues"):
         load_queues(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("value", ["5", "true", "[]"])
+def test_a_tag_is_a_text(tmp_path: Path, value: str) -> None:
+    """The queue and the tag are named."""
+    text = r'\[queues.q\]: a tag is a text: write tags = \{ team = "..." \}; got team = '
+    with pytest.raises(ConfigurationError, match=text):
+        load_queues(write(tmp_path, f"[queues.q]\ntags = {{ other = 'x', team = {value} }}"))
 
 
 @pytest.mark.parametrize(
@@ -289,6 +386,12 @@ async def test_command_that_cannot_start(tmp_path: Path) -> None:
         port = server.endpoint_url.rpartition(":")[2]
         refused = {
             ("--port", port): f"cannot listen on port {port}",
+            ("--port", "0", "--host", "no-such-host.invalid"): (
+                "cannot listen on no-such-host.invalid: the name cannot be resolved"
+            ),
+            ("--port", "0", "--host", "127.0.0.1", "--host", "203.0.113.1"): (
+                "cannot listen on 203.0.113.1: it is no address of this machine. Give --host an address of this machine"
+            ),
             ("--port", "0", "--persist", os.fspath(tmp_path / "none" / "log")): "cannot be opened",
             ("--port", "0", "--queues", os.fspath(tmp_path / "none.toml")): "cannot be read",
             ("--port", "0", "--queues", os.fspath(write(tmp_path, "[queues.'a b']"))): "queue 'a b'",

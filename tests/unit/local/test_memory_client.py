@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from postroom.errors import (
     AccessDenied,
     ClosedError,
+    ConfigurationError,
     InvalidReceiptHandle,
     InvalidRequest,
     NotOpenError,
@@ -85,6 +87,36 @@ async def test_there_and_back() -> None:
 
 
 @virtual
+async def test_a_broker_takes_what_a_queue_takes() -> None:
+    """Tests send with either."""
+    attributes = {"tenantId": MessageAttribute(string_value="acme")}
+    message = OutgoingMessage(
+        body="x", message_attributes=attributes, group_id="g", deduplication_id="d", trace_header="Root=1"
+    )
+    async with LocalBroker() as broker:
+        broker.create_queue("q.fifo", {"FifoQueue": "true"})
+        broker.send("q.fifo", message)
+        [received] = await broker.receive("q.fifo")
+    assert received.message_attributes["tenantId"].string_value == "acme"
+    assert received.attributes["MessageGroupId"] == "g"
+    assert received.attributes["MessageDeduplicationId"] == "d"
+    assert received.attributes["AWSTraceHeader"] == "Root=1"
+
+
+async def test_a_broker_refuses_what_is_no_message() -> None:
+    """With what to write."""
+    one: Any = OutgoingMessage(body="x")
+    wrong: Any = {"body": "x"}
+    async with LocalBroker() as broker:
+        broker.create_queue("q")
+        with pytest.raises(ConfigurationError, match=r"takes a text or an OutgoingMessage\(...\); got dict"):
+            broker.send("q", wrong)
+        several: list[Any] = [one, [one], ["x"]]
+        for entries in several:
+            with pytest.raises(ConfigurationError, match=r"write \[SendEntry\(id=\"1\", message_body=\"hello\"\)\]"):
+                broker.send_batch("q", entries)
+
+
 async def test_results_keep_their_places() -> None:
     """What was refused is told by its place in the call, in order."""
     async with opened() as (_, queue):

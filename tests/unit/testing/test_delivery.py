@@ -66,6 +66,10 @@ def consumer_of(action: Callable[[Order, Ctx], Any] | None = None, **options: An
     return consumer
 
 
+async def _never(_tenant: Tenant) -> list[str]:
+    raise AssertionError("the test brings the resources")
+
+
 def raises(error: BaseException) -> Callable[[Order, Ctx], None]:
     """Make a handler that raises."""
 
@@ -83,7 +87,9 @@ def of(consumer: Consumer[Any, Any], payload: Any = Order("1"), **options: Any) 
 def test_a_handled_message_is_acknowledged() -> None:
     """The handler gets payload, context and the resources that the test brings."""
     rows: list[str] = []
-    consumer = consumer_of(lambda order, ctx: ctx.resources.append(f"{order.order_id} of {ctx.context.tenant_id}"))
+    consumer = consumer_of(
+        lambda order, ctx: ctx.resources.append(f"{order.order_id} of {ctx.context.tenant_id}"), resources=_never
+    )
     found = of(consumer, resources=rows)
     assert rows == ["1 of acme"]
     assert (found.settlement, found.handled, found.attempt, found.error) == (Settlement.ACKED, True, 1, None)
@@ -404,6 +410,9 @@ def test_what_is_no_consumer_or_has_no_context_is_refused() -> None:
         run_virtual(deliver("orders", "x"))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="this consumer has no context="):
         of(consumer_of(context=None))
+    with pytest.raises(ConfigurationError, match="this consumer has no resources="):
+        of(consumer_of(), resources={})
+    assert of(consumer_of(), resources=None).error is None
 
 
 def test_a_running_consumer_is_refused() -> None:

@@ -1,11 +1,14 @@
 """The virtual-time loop: time is free, runs repeat, and nothing that goes wrong stays silent."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from postroom.errors import ConfigurationError
 from postroom.testing.loop import (
     Deadlock,
     LeftoverTasks,
@@ -294,9 +297,35 @@ def test_a_blocked_loop_runs_late_timers_in_one_turn() -> None:
     assert run_virtual(main()) == [5.0, 5.0, 6.0]
 
 
-def test_time_does_not_go_back() -> None:
-    """A negative block is refused."""
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_time_does_not_go_back(seconds: float) -> None:
+    """A negative block is refused, and one of no number."""
     loop = VirtualLoop()
     with pytest.raises(VirtualLoopError):
-        loop.block(-1.0)
+        loop.block(seconds)
     loop.close()
+
+
+def test_a_delay_is_a_number() -> None:
+    """Time would stand still: no time comes before or after what is not a number."""
+
+    async def wait() -> None:
+        await asyncio.sleep(math.nan)
+
+    async def call() -> None:
+        asyncio.get_running_loop().call_at(math.nan, print)
+
+    for main in (wait, call):
+        with pytest.raises(ValueError, match="Invalid delay: NaN"):
+            run_virtual(main())
+
+
+@pytest.mark.parametrize("limit", [math.nan, 0, -1.0, None, "5"])
+def test_a_limit_is_a_number(limit: Any) -> None:
+    """With one that no time reaches, a run that is stuck would never end."""
+
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(ConfigurationError, match=r"run_virtual\(limit=...\) takes seconds, more than 0; got"):
+        run_virtual(main(), limit=limit)

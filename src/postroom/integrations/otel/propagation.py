@@ -8,7 +8,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
 from postroom.log_fields import Log, Step, about
-from postroom.message import Message
+from postroom.message import Attributes, Message
 from postroom.redaction import log_error
 
 _log = Log("postroom.telemetry", Step.OBSERVER)
@@ -52,25 +52,35 @@ def _rank(name: str) -> tuple[int, str]:
     return len(_FIRST) + (name == "baggage") + 2 * (name == "tracestate"), name
 
 
-def extract(message: Message) -> Context:
+def extract(message: Message, inside: Attributes | None = None) -> Context:
     """Return the context in which a message was sent; an empty one where it tells of none. Never raises.
 
-    By the global propagator from its attributes; else the trace that AWS wrote into its ``AWSTraceHeader``.
+    By the global propagator from its attributes, else from those that stood in its envelope; else the trace that AWS
+    wrote into its ``AWSTraceHeader``.
     """
-    context = Context()
-    try:
-        named = message.message_attributes
-        if named and not propagate.get_global_textmap().fields.isdisjoint(named):
-            carrier = {name: each.string_value for name, each in named.items() if each.string_value}
-            context = propagate.extract(carrier, context)
-    except Exception as error:  # of a propagator that trips over what anyone may write into an attribute
-        text, extra = "The trace context of message %s could not be read", about(message_id=message.id)
-        log_error(_log, logging.DEBUG, text, message.id, error=error, extra=extra)
-    if trace.get_current_span(context).get_span_context().is_valid:
+    context = _propagated(message.attributes, message)
+    if not _has_trace(context) and inside is not None:
+        found = _propagated(inside, message)
+        context = found if _has_trace(found) else context
+    if _has_trace(context):
         return context
     header = message.system_attributes.get(_TRACE_HEADER)
     sent = None if header is None else xray_context(header)
     return context if sent is None else trace.set_span_in_context(trace.NonRecordingSpan(sent), context)
+
+
+def _propagated(attributes: Attributes, message: Message) -> Context:
+    try:
+        if not propagate.get_global_textmap().fields.isdisjoint(attributes):
+            return propagate.extract(dict(attributes), Context())
+    except Exception as error:  # of a propagator that trips over what anyone may write into an attribute
+        text, extra = "The trace context of message %s could not be read", about(message_id=message.id)
+        log_error(_log, logging.DEBUG, text, message.id, error=error, extra=extra)
+    return Context()
+
+
+def _has_trace(context: Context) -> bool:
+    return trace.get_current_span(context).get_span_context().is_valid
 
 
 def xray_context(header: str) -> trace.SpanContext | None:

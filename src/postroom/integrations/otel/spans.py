@@ -61,7 +61,7 @@ class Spans:
         """Start the span of a handler, and make it the current one of the handler's task."""
         attributes = self._attributes(event.message, event.tenant, event.attempt)
         attributes[names.WAITED] = event.waited
-        sent = extract(event.message)
+        sent = extract(event.message, event.attributes)
         span = self._process(event.message, attributes, sent)
         # As a child it has the producer's baggage, too. A new trace has none: anyone can write it.
         context = trace.set_span_in_context(span, sent if self._parent else None)
@@ -86,7 +86,7 @@ class Spans:
         """Make a span for a message that never reached its handler, through a fault of its own."""
         if isinstance(event.error, ContextError | PayloadError):
             attributes = self._attributes(event.message, event.tenant, event.attempt)
-            span = self._process(event.message, attributes, extract(event.message))
+            span = self._process(event.message, attributes, extract(event.message, event.attributes))
             note_failure(span, event.error)
             span.end()
 
