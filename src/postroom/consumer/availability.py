@@ -362,7 +362,7 @@ class Availability:
         if outage is not None:
             text = "Messages of tenant %s go where it is diverted again, after %.1f s"
             arguments = (display_key(tenant), now - outage.since)
-            _log.info(text, *arguments, extra=about(tenant=tenant, step=Step.DEAD_LETTER))
+            _log.warning(text, *arguments, extra=about(tenant=tenant, step=Step.DEAD_LETTER))
         return self.decided(tenant)
 
     def decided(self, tenant: Hashable) -> Obstacle | None:
@@ -429,7 +429,7 @@ class Availability:
                 continue
             what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
             text = "%s %s is available again after %.1f s"
-            _log.info(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
+            _log.warning(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and self._hints is not None:
             # At every success, also where no outage was known here: another replica may have hinted
             # at one.
@@ -463,7 +463,7 @@ class Availability:
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
             known.probe.probe = False
         text = "Tenant %s works again after %.1f s"
-        _log.info(text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
+        _log.warning(text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
         return True
 
     def failed(self, job: Job, error: BaseException, options: Faults, now: float) -> float | None:

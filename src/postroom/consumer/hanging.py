@@ -48,7 +48,7 @@ class Hanging:
         if over and not self._core.closing:
             seconds = now - min(self._since[tenant] for tenant in over)
             text = "Handlers of %s end again, after %.0f s"
-            _log.info(text, _named(over), seconds, extra=_about(over))
+            _log.warning(text, _named(over), seconds, extra=_about(over))
         fresh = [tenant for tenant in standing if tenant not in self._since]
         self._since = {tenant: max(job.since for job in all_of) for tenant, all_of in standing.items()}
         if fresh and not self._core.closing:
@@ -59,7 +59,7 @@ class Hanging:
             since, told = self._cancelled.pop(job)
             if told:
                 text = "The handler of message %s of %s has ended, %.0f s after it was cancelled"
-                _log.info(text, job.message.id, tenant_in_words(job.tenant), now - since, extra=about(job))
+                _log.warning(text, job.message.id, tenant_in_words(job.tenant), now - since, extra=about(job))
         for job in jobs:
             since, told = self._cancelled.setdefault(job, (now, False))
             if told or now - since < _CLEANUP:

@@ -133,7 +133,7 @@ class Roster:
             return
         if self._trouble:
             self._trouble, title = "", self._queues.title
-            _log.info("The queues of %s can be listed again", title, extra=about(queue=title))
+            _log.warning("The queues of %s can be listed again", title, extra=about(queue=title))
         for name in [name for name in self._weights if name not in weights]:
             self._remove(name)
         self._weights = dict(weights)

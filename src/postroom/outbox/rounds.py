@@ -111,7 +111,7 @@ class Queues:
         if again:
             self._pause(queue, again[0].reason)
         elif self.pauses.succeeded(queue):
-            _log.info("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
+            _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:

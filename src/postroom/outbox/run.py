@@ -131,7 +131,7 @@ class Run(Generic[C]):
                 for context in found:
                     self._put(context)
                 if told:
-                    _log.info("OutboxRelay(tenants=...) works again after %.0f s", time() - since)
+                    _log.warning("OutboxRelay(tenants=...) works again after %.0f s", time() - since)
                 told = ""
             except Exception as error:
                 since = since if told else time()
@@ -173,7 +173,7 @@ class Run(Generic[C]):
             self._causes.pop(context, None)
             if self._pauses.succeeded(context):
                 text = "The outbox of tenant %s can be read again"
-                _log.info(text, display_key(context), extra=about(tenant=context))
+                _log.warning(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:
             if self.fatal is None:
                 # Now: the block that is left with this error may be the one of a web server, weeks later.

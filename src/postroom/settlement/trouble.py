@@ -78,7 +78,7 @@ class Trouble:
         if self._since is not None:
             seconds = since_when - self._since
             what = f", in which {counted(self._failures, 'call')} failed" if self._failures else ""
-            self._log.info("%s works again after %.1f s%s", self._doing, seconds, what, extra=self._extra)
+            self._log.warning("%s works again after %.1f s%s", self._doing, seconds, what, extra=self._extra)
         self._since = self._calm = None
         self._level = logging.NOTSET
         self._failures = 0

@@ -198,7 +198,7 @@ def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.Lo
 
     assert run_virtual(main()) > 50
     levels = [(record.levelno, record.getMessage()) for record in caplog.records]
-    assert [level for level, _ in levels] == [logging.ERROR, logging.INFO, logging.INFO, logging.INFO]
+    assert [level for level, _ in levels] == [logging.ERROR, logging.INFO, logging.INFO, logging.WARNING]
     assert levels[0][1] == "Receiving from orders failed, next try in 0.5 s: slow down; tried again until it works"
     assert levels[1][1] == "Receiving from orders still fails, next try in 1 s: slow down"
     assert levels[3][1].startswith("Receiving from orders works again after ")

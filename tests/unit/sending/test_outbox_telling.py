@@ -97,7 +97,7 @@ def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(capl
     assert first.exc_text
     assert "LookupError: no such table" in second.getMessage()
     assert third.getMessage().startswith("OutboxRelay(tenants=...) works again after 6")
-    assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR", "INFO"]
+    assert [each.levelname for each in caplog.records] == ["ERROR", "ERROR", "WARNING"]
 
 
 def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
