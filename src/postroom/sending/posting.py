@@ -53,7 +53,8 @@ class Outcome:
     """By place; None for what was not sent."""
     unsent: dict[int, Unsent]
     of_queue: set[int] = dataclasses.field(default_factory=set[int])
-    """Places of what was not sent for a reason that is its queue's: access was denied, or the queue is gone."""
+    """Places of what was not sent for a reason that is its queue's: access was denied, the queue is gone, or its key
+    cannot be used."""
 
     def raise_for_unsent(self, queue: str) -> None:
         """Raise ``SendFailed`` if anything was not sent."""
@@ -112,6 +113,8 @@ class _Posting:
                 continue
             # Counted for each message: one that is refused again and again must not use up the tries of the others.
             self._tries[index] += 1
+            if _is_of_key(result.code):
+                self._outcome.of_queue.add(index)
             unsent = Unsent(index, result.code, _said(result), retryable=not result.sender_fault)
             if unsent.retryable and self._tries[index] < self._retry.attempts and self._time() < self._until:
                 again.append((index, message))
@@ -127,9 +130,9 @@ class _Posting:
             text = f"no answer within {ANSWER:g} s; SQS may have taken it"
             return [EntryFailure(0, "TimeoutError", text)] * len(batch)
         except InvalidRequest as error:
-            if len(batch) > 1:  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
+            if len(batch) > 1 and not _is_of_key(error.code):  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
                 return [(await self._results([each]))[0] for each in batch]
-            return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)]
+            return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)] * len(batch)
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told
             self._outcome.of_queue.update(index for index, _ in batch)
             retryable = isinstance(error, TransportError) and error.retryable
@@ -154,3 +157,8 @@ def _check(name: str, value: object, *, least: float, whole: bool = False) -> No
     if not isinstance(value, kinds) or isinstance(value, bool) or not least <= cast("float", value) < math.inf:
         what = f"a whole number from {least:g} up" if whole else "seconds, 0 or more"
         raise ConfigurationError(f"SendRetry({name}=...) takes {what}; got {value!r}")
+
+
+def _is_of_key(code: str) -> bool:
+    """Return whether SQS could not use the key that encrypts the queue, such as ``KMS.DisabledException``."""
+    return "kms" in code.lower()

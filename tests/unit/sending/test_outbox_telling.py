@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from postroom import AccessDenied, OutgoingMessage, QueueNotFound, TransportError
+from postroom import AccessDenied, InvalidRequest, OutgoingMessage, QueueNotFound, TransportError
 from postroom.local import LocalBroker
 from postroom.outbox.rounds import Counters, Queues, Rounds
 from postroom.outbox.run import Run
@@ -122,7 +122,14 @@ def test_an_outbox_that_cannot_be_relayed_is_told_with_its_cause(caplog: pytest.
     assert third == "The outbox of tenant acme can be read again"
 
 
-@pytest.mark.parametrize("error", [AccessDenied("allow sqs:SendMessage"), QueueNotFound("it was deleted")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AccessDenied("allow sqs:SendMessage"),
+        QueueNotFound("it was deleted"),
+        InvalidRequest("its key is disabled", code="KMS.DisabledException"),
+    ],
+)
 def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
     error: TransportError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
