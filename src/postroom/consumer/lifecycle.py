@@ -129,7 +129,7 @@ class Run(Generic[C, R]):
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
         self._batches = handler if isinstance(handler, BatchHandler) else None
         self.engine.collector = self._batches
-        self.watch: LoopWatch = LoopWatch(self.tasks, self._running_names)
+        self.watch: LoopWatch = LoopWatch(self.tasks, self._running)
         self.client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)
@@ -523,8 +523,8 @@ class Run(Generic[C, R]):
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()
 
-    def _running_names(self) -> list[str]:
-        return [job.task.get_name() for job in self.engine.jobs if job.started and job.task is not None]
+    def _running(self) -> dict[str, Job]:
+        return {job.task.get_name(): job for job in self.engine.jobs if job.started and job.task is not None}
 
 
 def _follows(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Notices that the event loop is blocked, and says which task blocks it."""
+"""Notices that the event loop is blocked, and says which task blocks it, and for which message."""
 
 import asyncio
 import contextvars
@@ -7,13 +7,13 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Final
 
 import msgspec
 
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Described, Log, Step, about, tenant_in_words
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.LOOP)
@@ -41,10 +41,10 @@ class LoopWatch:
 
     Args:
         tasks: those of the consumer; their loop is watched.
-        running: the names of the tasks that handle messages now. They wait while the loop is blocked.
+        running: what is handled now, by the names of the tasks. All of it waits while the loop is blocked.
     """
 
-    def __init__(self, tasks: Tasks, running: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, tasks: Tasks, running: Callable[[], Mapping[str, Described]]) -> None:
         self._loop = tasks.loop
         self.running = running
         self._watched: _WatchedLoop | None = None
@@ -91,6 +91,8 @@ class _Block(msgspec.Struct):
     task: str
     place: str
     logged: bool
+    fields: dict[str, object]
+    """Those of the message that is handled there."""
 
 
 class _WatchedLoop:
@@ -136,6 +138,10 @@ class _WatchedLoop:
         # The blocked loop cannot change it meanwhile, although this is another thread.
         task = asyncio.current_task(self.loop)
         name = "a callback" if task is None else task.get_name()
+        running = {task: each for watch in self.watches for task, each in watch.running().items()}
+        others, fields = len(running.keys() - {name}), about()
+        if (handled := running.get(name)) is not None:
+            name, fields = f"{name} of {tenant_in_words(handled.tenant)}", about(handled)
         place = _place(frames)
         quiet_until, unsaid = self._told.get(place, (0.0, 0))
         logged = now >= quiet_until
@@ -143,14 +149,13 @@ class _WatchedLoop:
         # line.
         self._told[place] = (now + QUIET, 0) if logged else (quiet_until, unsaid + 1)
         if logged:
-            others = sum(other != name for watch in self.watches for other in watch.running())
             more = f"; {unsaid} more blocks there were not logged" if unsaid else ""
             text = (
                 "The event loop is blocked for %.1f s by %s, at %s: %d other messages and all heartbeats wait. "
                 "Await there, or call it with asyncio.to_thread%s"
             )
-            _log.warning(text, lag, name, place, others, more)
-        self._block = _Block(name, place, logged)  # last: the loop may run again at any time
+            _log.warning(text, lag, name, place, others, more, extra=fields)
+        self._block = _Block(name, place, logged, fields)  # last: the loop may run again at any time
 
     def _next_tick(self) -> asyncio.TimerHandle:
         # An empty context: the timer lives as long as the loop, and would keep alive what a request
@@ -175,9 +180,11 @@ class _WatchedLoop:
             text = "The event loop did not run for %.1f s: it was blocked, or the process was stopped or without a CPU"
             _log.warning(text, lag)
         elif block.logged:
-            _log.warning("The event loop runs again; it was blocked for %.1f s by %s", lag, block.task)
+            text = "The event loop runs again; it was blocked for %.1f s by %s"
+            _log.warning(text, lag, block.task, extra=block.fields)
         else:
-            _log.debug("The event loop was blocked for %.1f s by %s, at %s", lag, block.task, block.place)
+            text = "The event loop was blocked for %.1f s by %s, at %s"
+            _log.debug(text, lag, block.task, block.place, extra=block.fields)
 
 
 class _WatchingThread:

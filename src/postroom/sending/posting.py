@@ -130,7 +130,8 @@ class _Posting:
             text = f"no answer within {ANSWER:g} s; SQS may have taken it"
             return [EntryFailure(0, "TimeoutError", text)] * len(batch)
         except InvalidRequest as error:
-            if len(batch) > 1 and not _is_of_key(error.code):  # SQS refuses whole calls for one bad entry: each is asked alone which one it is
+            # SQS refuses whole calls for one bad entry: each is asked alone which one it is.
+            if len(batch) > 1 and not _is_of_key(error.code):
                 return [(await self._results([each]))[0] for each in batch]
             return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)] * len(batch)
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told

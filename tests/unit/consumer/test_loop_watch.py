@@ -15,6 +15,7 @@ from postroom.consumer import loop_watch
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
+from support.jobs import job
 
 LATE = 0.4
 
@@ -44,12 +45,14 @@ class Seen(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
+        self.fields: list[tuple[object, object]] = []
         self.noticed = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line."""
         if record.levelno >= logging.WARNING:
             self.texts.append(record.getMessage())
+            self.fields.append((vars(record)["tenant"], vars(record)["message_id"]))
             self.noticed.set()
 
 
@@ -64,7 +67,8 @@ def log() -> Iterator[Seen]:
 
 def watch(*running: str) -> LoopWatch:
     """Make a watch of the running loop."""
-    return LoopWatch(Tasks(lambda _error: None), lambda: running)
+    jobs = {name: job("acme", number) for number, name in enumerate(running, 1)}
+    return LoopWatch(Tasks(lambda _error: None), lambda: jobs)
 
 
 async def ticks(watched: LoopWatch) -> None:
@@ -99,7 +103,8 @@ async def test_a_blocked_loop_is_said_once_while_it_is_blocked_and_once_after(lo
         watched.close()
     began, ended = log.texts
     assert "event loop is blocked" in began
-    assert "by postroom-message-1, at " in began
+    assert "by postroom-message-1 of tenant acme, at " in began
+    assert log.fields == [("acme", job("acme", 1).message.id)] * 2
     assert "threading.py" in began
     assert f"called at {__file__}:" in began
     assert "in blocked_until_noticed" in began
