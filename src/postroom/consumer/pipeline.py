@@ -430,9 +430,7 @@ class Pipeline:
             case Drop():
                 reason = _reason_of(instruction)
                 if not self._was_settled(job, "dropped", reason):
-                    text = "Message %s of %s is dropped (attempt %d): %s"
-                    arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, redact(reason))
-                    _log.warning(text, *arguments, extra=about(job))
+                    self._engine.rejections.dropped(job, reason)
                     self._ack(job)
             case Reject():
                 await self._obey_reject(job, instruction)

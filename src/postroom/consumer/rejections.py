@@ -1,4 +1,4 @@
-"""What the log says of messages on their way to the dead-letter queue, and of others that come in thousands."""
+"""What the log says of messages that leave their queue unhandled, and of others that come in thousands."""
 
 import logging
 import re
@@ -41,18 +41,25 @@ class Rejections:
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
+        self._left(job, "was sent to the dead-letter queue", reason, Step.DEAD_LETTER)
+
+    def dropped(self, job: Job, reason: str) -> None:
+        """Log that a message is deleted because ``Drop`` was raised."""
+        self._left(job, "is dropped", reason, Step.HANDLER)
+
+    def _left(self, job: Job, what: str, reason: str, step: Step) -> None:
         # At a stop a message may go before its context was asked for. A resolver may also answer None.
         asked = job.tenant is not None or job.started or not job.source.resolves
         tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
-        text = "Message %s of %s was sent to the dead-letter queue (attempt %d, receive %d): %s"
+        text = f"Message %s of %s {what} (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, job.attempt, job.receives, redact(reason))
         # Without what differs from message to message, such as the seconds until the next try.
-        level, count = logging.WARNING, self._count(job.tenant, _NUMBER.sub("", reason))
+        level, count = logging.WARNING, self._count(job.tenant, f"{what}: {_NUMBER.sub('', reason)}")
         if count > _LOUD:
             level = logging.INFO
         elif count == _LOUD:
             text += "; further ones within a minute are logged as INFO"
-        _log.log(level, text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
+        _log.log(level, text, *arguments, extra=about(job, step=step))
 
     def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool = False) -> None:
         """Log that another queue has not taken a message, so that it comes back."""

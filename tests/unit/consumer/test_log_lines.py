@@ -322,12 +322,19 @@ def test_a_dead_letter_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     assert record.levelno == logging.WARNING
 
 
-def test_many_dead_letters_of_one_tenant_are_no_flood_of_warnings(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("instruction", "what"),
+    [(Reject, "was sent to the dead-letter queue"), (Drop, "is dropped")],
+    ids=["Reject", "Drop"],
+)
+def test_many_that_go_for_one_reason_are_no_flood_of_warnings(
+    instruction: type[Exception], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The first ten are warnings, the tenth says that more follow as INFO; each message has its line."""
-    records = lines_of(caplog, fails=lambda: Reject("quarantined"), messages=50)
-    letters = [record for record in records if "dead-letter queue (" in record.getMessage()]
-    assert len(letters) == 50
-    loud = texts(letters)
+    records = lines_of(caplog, fails=lambda: instruction("quarantined"), messages=50)
+    lines = [record for record in records if f" {what} (" in record.getMessage()]
+    assert len(lines) == 50
+    loud = texts(lines)
     assert len(loud) == 10
     assert loud[-1].endswith("quarantined; further ones within a minute are logged as INFO")
 
