@@ -1,6 +1,7 @@
 """Control of single tenants while a consumer runs."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -386,10 +387,9 @@ class Tenants:
     def _tell(self, key: Hashable, what: str, reason: str | None) -> None:
         _check_reason(reason)
         self._check(key)
-        if reason is not None:
-            # In one line: a reason with line breaks could forge further lines of the log.
-            text = "Tenant %s is %s by an operator: %s"
-            _log.warning(text, display_key(key), what, display_key(reason), extra=about(tenant=key))
+        # Without a reason it may be a program's, which limits its tenants each second.
+        level, why = (logging.INFO, "") if reason is None else (logging.WARNING, f": {display_key(reason)}")
+        _log.log(level, "Tenant %s is %s by an operator%s", display_key(key), what, why, extra=about(tenant=key))
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:
         with self._lock:  # two threads may each change another part of one rule

@@ -429,6 +429,16 @@ def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> No
     ]
 
 
+def test_a_decision_without_a_reason_is_told_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    """What happens to the tenant's messages then would have no cause in the log."""
+    caplog.set_level(logging.INFO, "postroom")
+    tenants = Consumer("orders", context=Tenant).tenants
+    tenants.pause(Tenant("acme"))
+    tenants.resume(Tenant("acme"))
+    told = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert told == [("INFO", f"Tenant acme:eu-west-1 is {decided} by an operator") for decided in ("paused", "resumed")]
+
+
 def test_a_budget_that_is_too_small_all_day_is_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """Each tenant waits for it for a moment, again and again: a line for each of them would be thousands."""
 
