@@ -8,7 +8,7 @@ from typing import Final
 
 from postroom.consumer.core import Core
 from postroom.consumer.job import Job
-from postroom.consumer.stopping import said_of
+from postroom.consumer.stopping import said_of, where
 from postroom.display import counted
 from postroom.log_fields import Log, Step, about, tenant_in_words
 
@@ -68,9 +68,17 @@ class Hanging:
             why = "its time limit, or its own code" if job.cancellation is None else job.cancellation.value
             text = (
                 "The handler of message %s of %s (attempt %d, receive %d) still runs, %.0f s after it was cancelled "
-                "(%s), and keeps its slot. Let it pass CancelledError on; a thread has to limit what it waits for"
+                "(%s), and keeps its slot%s. Let it pass CancelledError on; a thread has to limit what it waits for"
             )
-            arguments = (job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives, now - since, why)
+            arguments = (
+                job.message.id,
+                tenant_in_words(job.tenant),
+                job.attempt,
+                job.receives,
+                now - since,
+                why,
+                where(job),
+            )
             _log.warning(text, *arguments, extra=about(job))
 
     def _stands(self, tenant: Hashable, jobs: list[Job], now: float) -> bool:
@@ -87,7 +95,7 @@ class Hanging:
         first = min(jobs, key=lambda job: job.since)
         waiting = counted(len(self._core.scheduler.waiting_tickets()), "message")
         text = (
-            "No handler of %s has ended for %.0f s: %s, the longest for %.0f s (message %s of %s); %s wait here in "
+            "No handler of %s has ended for %.0f s: %s, the longest for %.0f s (message %s of %s%s); %s wait here in "
             "all. Look at what they wait for, and limit it: there, or by Concurrency(handler_timeout=...)"
         )
         arguments = (
@@ -97,6 +105,7 @@ class Hanging:
             now - first.since,
             first.message.id,
             tenant_in_words(first.tenant),
+            where(first),
             waiting,
         )
         _log.warning(text, *arguments, extra=about(first) if len(tenants) == 1 else None)

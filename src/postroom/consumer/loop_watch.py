@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import selectors
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Final
 import msgspec
 
 from postroom.log_fields import Described, Log, Step, about, tenant_in_words
+from postroom.stacks import place_in
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.LOOP)
@@ -29,7 +29,6 @@ CONFIRM: Final = 0.05
 QUIET: Final = 60.0
 """Seconds for which further blocks at the same place are counted, and not logged."""
 
-_LIBRARIES: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _ASYNCIO: Final = asyncio.__path__[0]
 
 
@@ -142,7 +141,7 @@ class _WatchedLoop:
         others, fields = len(running.keys() - {name}), about()
         if (handled := running.get(name)) is not None:
             name, fields = f"{name} of {tenant_in_words(handled.tenant)}", about(handled)
-        place = _place(frames)
+        place = place_in(frames)
         quiet_until, unsaid = self._told.get(place, (0.0, 0))
         logged = now >= quiet_until
         # By place and not by task: each message has a task of its own, and all block at the same
@@ -250,14 +249,3 @@ def _frames(innermost: FrameType | None) -> list[FrameType]:
     # A handler may wait in a selector too, as subprocess.run does; then there is more than one frame.
     waits = len(frames) == 1 and frames[0].f_code.co_filename == selectors.__file__
     return [] if waits else frames
-
-
-def _place(frames: list[FrameType]) -> str:
-    """Say where it is blocked: the innermost line, and the innermost one outside of libraries."""
-    inner = _line(frames[0])
-    own = next((frame for frame in frames if not frame.f_code.co_filename.startswith(_LIBRARIES)), None)
-    return inner if own is None or own is frames[0] else f"{inner}, called at {_line(own)}"
-
-
-def _line(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from postroom.stacks import in_threads
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """How a call in a thread ended.
@@ -43,11 +45,14 @@ class _Call:
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._decided = False
+        self.thread: int | None = None
+        """The thread that runs it, once it has begun."""
 
     def __call__(self) -> Outcome:
         """Run in a thread, unless it was withdrawn."""
         if not self._decide():
             return Outcome(error=asyncio.CancelledError())
+        self.thread = threading.get_ident()
         try:
             return Outcome(self._context.run(self._function, *self._arguments))
         except BaseException as error:
@@ -197,8 +202,18 @@ class Threads:
         call = asyncio.get_running_loop().run_in_executor(self._executor, work)
         self._calls[call] = work
         call.add_done_callback(self._returned)
-        cancelled: asyncio.CancelledError | None = None
         task = asyncio.current_task()
+        if task is not None:
+            in_threads[task] = work
+        try:
+            return await self._ended(call, work, task)
+        finally:
+            if task is not None:
+                in_threads.pop(task, None)
+
+    async def _ended(self, call: "asyncio.Future[Outcome]", work: _Call, task: "asyncio.Task[Any] | None") -> Outcome:
+        """Return how a call ended that a task waits for."""
+        cancelled: asyncio.CancelledError | None = None
         while not call.done():
             ends: list[asyncio.Future[Any]] = [call] if cancelled is None else [call, self._given_up]
             try:

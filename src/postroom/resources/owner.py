@@ -14,6 +14,7 @@ from postroom.options import PoolTimeouts
 from postroom.resources.causes import Unhealthy
 from postroom.resources.entries import Entry
 from postroom.resources.providers import Opener
+from postroom.stacks import place_of
 
 MOST_RINGS: Final = 5
 """How often a provider that swallows its cancellation is cancelled again."""
@@ -32,6 +33,8 @@ class Alarm:
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
         self.rang: int = 0
+        self.rang_at: str = ""
+        """Where the task waited when it rang first."""
 
     def set(self, seconds: float, tell: Callable[[], None] | None = None) -> None:
         """Ring after ``seconds``; call ``tell`` first, the first time."""
@@ -46,6 +49,8 @@ class Alarm:
             self._handle = None
 
     def _ring(self, seconds: float, tell: Callable[[], None] | None) -> None:
+        if not self.rang:
+            self.rang_at = place_of(self._task)
         self.rang += 1
         if tell is not None:
             tell()
@@ -84,7 +89,7 @@ async def own(
     manager: AbstractAsyncContextManager[Any] | None = None
     # The alarm itself reports the failure: a provider that swallows its cancellation must not keep
     # callers from their answer.
-    alarm.set(timeouts.open, lambda: reports.open_failed(entry, TimeoutError(_late("open", "open", timeouts.open))))
+    alarm.set(timeouts.open, lambda: reports.open_failed(entry, _late("open", "open", timeouts.open, alarm.rang_at)))
     try:
         manager = opener(entry.context)
         async with manager as resource:
@@ -99,7 +104,7 @@ async def own(
         if not entry.opened:
             reports.open_failed(entry, error)
         else:
-            entry.close_error = TimeoutError(_late("close", "close", timeouts.close)) if alarm.rang else error
+            entry.close_error = _late("close", "close", timeouts.close, alarm.rang_at) if alarm.rang else error
             await _finish_generator(manager)
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise  # these end the process or the coroutine: they are not about this resource
@@ -135,7 +140,7 @@ async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: floa
             verdict = await verdict
     except asyncio.CancelledError as error:
         # Whether the alarm rang tells our own timeout from a check that cancelled itself.
-        return TimeoutError(_late("answer its health check", "check", seconds)) if alarm.rang else error
+        return _late("answer its health check", "check", seconds, alarm.rang_at) if alarm.rang else error
     except Exception as error:
         return error
     finally:
@@ -161,5 +166,6 @@ async def _finish_generator(manager: object) -> None:
             return
 
 
-def _late(what: str, option: str, seconds: float) -> str:
-    return f"did not {what} within {seconds:g} s, PoolTimeouts({option}=...)"
+def _late(what: str, option: str, seconds: float, place: str) -> TimeoutError:
+    where = f"; it waited at {place}" if place else ""
+    return TimeoutError(f"did not {what} within {seconds:g} s, PoolTimeouts({option}=...){where}")

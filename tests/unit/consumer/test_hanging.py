@@ -71,6 +71,7 @@ def test_many_tenants_that_hold_all_slots_share_a_line(caplog: pytest.LogCapture
     [told] = lines_of(caplog, story, total=6)
     assert told.getMessage().startswith("No handler of 6 tenants has ended for ")
     assert " and 1 more tenant)" in told.getMessage()
+    assert f", called at {__file__}:" in told.getMessage()
 
 
 def test_long_handlers_that_keep_no_one_waiting_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +134,8 @@ def test_a_handler_that_ignores_its_time_limit_is_told_of_once_and_so_is_its_end
     told, how, over = told_of_one(caplog, lambda: swallow(300), concurrency=limit)
     assert [each.levelname for each in (told, how, over)] == ["WARNING", "WARNING", "WARNING"]
     assert " of tenant acme:eu-west-1 (attempt 1, receive 1) still runs, 30 s after it was canc" in told.getMessage()
-    assert "(its time limit, or its own code), and keeps its slot. " in told.getMessage()
+    assert "(its time limit, or its own code), and keeps its slot, at " in told.getMessage()
+    assert f", called at {__file__}:{swallow.__code__.co_firstlineno + 5} in swallow. Let " in told.getMessage()
     assert how.getMessage().endswith(
         "was cancelled by Concurrency(handler_timeout=5), and ended without an error, which counts as success"
     )

@@ -149,7 +149,8 @@ def test_a_cancelled_handler_and_its_message_are_told_as_they_are(
 
     assert in_world(scenario) == ([] if reason is None else [reason])
     (told,) = [each for each in caplog.messages if each.startswith("Cancelled the handler")]
-    assert told.endswith(f"(attempt 1, receive 1){line}")
+    assert "(attempt 1, receive 1), at " in told
+    assert told.endswith(f" in handle{line}")
 
 
 def test_a_stop_says_that_it_waits_for_a_handler_that_began_during_it(

@@ -77,8 +77,8 @@ async def test_a_thread_that_returns_while_handlers_are_cancelled_counts_with_it
     assert events == ["done", "closed"]
 
 
-async def test_a_thread_that_hangs_is_given_up_after_its_time() -> None:
-    """Its message is back in the queue, and the stop does not wait for it."""
+async def test_a_thread_that_hangs_is_given_up_after_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Its message is back in the queue, and the stop does not wait for it. The log says where it hangs."""
     release, begun = threading.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     async with world() as there:
@@ -95,6 +95,8 @@ async def test_a_thread_that_hangs_is_given_up_after_its_time() -> None:
             await begun.wait()
         assert there.counts() == (1, 0)
         release.set()
+    (told,) = [text for text in caplog.messages if text.startswith("Cancelled the handler")]
+    assert f", called at {__file__}:{handle.__code__.co_firstlineno + 3} in handle: " in told
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), Reject("never")])

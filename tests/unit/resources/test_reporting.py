@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import FrozenInstanceError, dataclass, field
@@ -206,9 +207,11 @@ def test_what_takes_too_long_is_told_with_the_option_that_limits_it(caplog: pyte
     with caplog.at_level(logging.WARNING, logger="postroom.pool"):
         run_virtual(main())
     opened, checked, closed = caplog.messages
-    assert "b:us-east-1 (outage: TimeoutError: did not open within 7 s, PoolTimeouts(open=...));" in opened
-    assert "(TimeoutError: did not answer its health check within 3 s, PoolTimeouts(check=...));" in checked
-    assert "TimeoutError: did not close within 2 s, PoolTimeouts(close=...))" in closed
+    assert "b:us-east-1 (outage: TimeoutError: did not open within 7 s, PoolTimeouts(open=...); it " in opened
+    assert "(TimeoutError: did not answer its health check within 3 s, PoolTimeouts(check=...); it " in checked
+    assert "TimeoutError: did not close within 2 s, PoolTimeouts(close=...); it " in closed
+    for told, function in ((opened, "provide"), (checked, "check"), (closed, "provide")):
+        assert re.search(rf"; it waited at .*locks.py:\d+ in wait, called at {__file__}:\d+ in {function}\)", told)
 
 
 def test_observers_are_told_and_cannot_do_harm() -> None:

@@ -1,0 +1,100 @@
+"""The log says where a task waits."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postroom.stacks import place_of
+
+NEVER = 1_000_000.0
+
+
+async def deep() -> None:
+    """Wait."""
+    await asyncio.sleep(NEVER)
+
+
+@asynccontextmanager
+async def opening() -> AsyncGenerator[None]:
+    """Hang before the yield."""
+    await deep()
+    yield
+
+
+async def opens() -> None:
+    """Enter a context manager that is made of a generator."""
+    async with opening():
+        raise AssertionError
+
+
+async def numbers() -> AsyncGenerator[int]:
+    """Hang before the first one."""
+    await deep()
+    yield 1
+
+
+async def iterates() -> None:
+    """Ask a generator for something."""
+    async for _ in numbers():
+        raise AssertionError
+
+
+class Awaitable:
+    """Waits in a generator of its own."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Hang."""
+        yield from deep().__await__()
+
+
+async def awaits() -> None:
+    """Wait for an object of a class."""
+    await Awaitable()
+
+
+async def waits_for_a_task() -> None:
+    """Wait for what another task does."""
+    await asyncio.create_task(deep())
+
+
+async def nested(levels: int = 300) -> None:
+    """Wait deeper than is looked."""
+    await (nested(levels - 1) if levels else deep())
+
+
+async def place(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
+    """Return where some work waits."""
+    task = asyncio.create_task(work())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    try:
+        return place_of(task)
+    finally:
+        for each in asyncio.all_tasks() - {asyncio.current_task()}:
+            each.cancel()
+
+
+@pytest.mark.parametrize("work", [deep, opens, iterates, awaits, waits_for_a_task])
+async def test_where_a_task_waits_is_the_innermost_line_of_the_users(work: Callable[[], Any]) -> None:
+    """Through generators, awaitable objects and other tasks; and what is called there."""
+    line = deep.__code__.co_firstlineno + 2
+    found = await place(work)
+    assert found.endswith(f" in sleep, called at {__file__}:{line} in deep"), found
+    assert Path(found.partition(":")[0]).name == "tasks.py"
+
+
+async def test_a_task_that_waits_very_deep_is_told_without_going_on_for_long() -> None:
+    """A recursion has no end that anyone wants to read."""
+    assert f"{__file__}:" in await place(nested)
+
+
+async def test_a_task_in_which_no_code_of_the_user_waits_tells_no_place() -> None:
+    """A line of asyncio helps no one; nor does a task that has ended, or none."""
+    assert not await place(lambda: asyncio.sleep(NEVER))
+    ended = asyncio.create_task(asyncio.sleep(0))
+    await ended
+    assert (place_of(ended), place_of(None)) == ("", "")
