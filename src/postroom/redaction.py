@@ -173,7 +173,8 @@ def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     known = {*secrets, *secrets_of(error)}
     line, first = _described(error, known), _first_cause_of(error)
     said = "" if first is None else _one_line(redact(_text_of(first), known))
-    if first is None or not said or said[:_TELLING] in line:  # as SQLAlchemy quotes the driver's
+    # As SQLAlchemy quotes the driver's, and the transport what botocore has put its own words in front of.
+    if first is None or said.rpartition(" operation: ")[2][:_TELLING].rstrip(".") in line:
         return line
     return f"{line}; from {_described(first, known)}"
 

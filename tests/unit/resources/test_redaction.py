@@ -262,6 +262,10 @@ def raised_from(*errors: BaseException) -> BaseException:
             "RuntimeError: not ready; from ConnectionRefusedError: [Errno 111] 10.0.0.7:5432 refused",
         ),
         ((TimeoutError(), OSError("no route")), "TimeoutError; from OSError: no route"),
+        (
+            (OSError("ReceiveMessage: no right; allow it"), OSError("calling the ReceiveMessage operation: no right.")),
+            "OSError: ReceiveMessage: no right; allow it",
+        ),
         ((OSError("app: no route"), OSError("no route")), "OSError: app: no route"),
         ((TimeoutError("late"), asyncio.CancelledError()), "TimeoutError: late"),
         (
