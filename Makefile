@@ -68,7 +68,7 @@ bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python -m benchmarks.behaviour
 	$(RUN)python -m benchmarks.console
 
-fairness: $(STAMP)  ## simulate noisy tenants, 20 seeds, half an hour; ARGS="--quick", ARGS="--write docs"
+fairness: $(STAMP)  ## simulate noisy tenants, 20 seeds, an hour; ARGS="--quick", ARGS="--write docs"
 	$(RUN)python benchmarks/fairness.py $(ARGS)
 
 tenants: $(STAMP)  ## broken, dead and very many tenants, and noise in real time (about ten minutes)

@@ -1,6 +1,6 @@
 """What a noisy tenant costs the quiet ones, simulated with the real consumer in virtual time.
 
-    python benchmarks/fairness.py                      # everything: 20 seeds, about half an hour on two idle cores
+    python benchmarks/fairness.py                      # everything: 20 seeds, about an hour on two cores
     python benchmarks/fairness.py --quick              # one consumer, three seeds
     python benchmarks/fairness.py --keep cells.jsonl   # go on where an interrupted run stopped
     python benchmarks/fairness.py --minutes 10         # as much as can be measured in ten minutes
