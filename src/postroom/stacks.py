@@ -2,12 +2,11 @@
 
 import asyncio
 import gc
-import inspect
 import sys
 import sysconfig
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 _LIBRARIES: Final = (
@@ -61,8 +60,8 @@ def _frames_of(task: "asyncio.Task[Any]") -> list[FrameType]:
     frames: list[FrameType] = []
     each: Any = task
     for _ in range(_DEEPEST):
-        if isinstance(each, asyncio.Task):
-            each = cast("Any", each).get_coro()
+        if issubclass(type(each), asyncio.Task):
+            each = each.get_coro()
         for kind, frame, waits in _STEPS:
             if issubclass(type(each), kind):
                 if (found := getattr(each, frame)) is not None:
@@ -89,7 +88,8 @@ def _frames_in(thread: int | None) -> list[FrameType]:
 
 
 def _is_known(found: object) -> bool:
-    return isinstance(found, asyncio.Task) or inspect.iscoroutine(found) or inspect.isasyncgen(found)
+    # By its type: an object may raise when it is asked for its `__class__`, as a proxy of something that is gone.
+    return issubclass(type(found), (asyncio.Task, CoroutineType, AsyncGeneratorType))
 
 
 def _is_own(frame: FrameType) -> bool:

@@ -66,6 +66,34 @@ async def nested(levels: int = 300) -> None:
     await (nested(levels - 1) if levels else deep())
 
 
+class Gone:
+    """Stands for something else, as the proxies of web frameworks do, out of the time in which there is one."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Raise."""
+        raise RuntimeError("working outside of a request")
+
+
+class Iterator:
+    """An awaitable that is its own iterator, and has a proxy."""
+
+    def __init__(self) -> None:
+        self._gone = Gone()
+        self._future: Any = asyncio.get_running_loop().create_future().__await__()
+
+    def __await__(self) -> Any:
+        """Hang."""
+        return self
+
+    def __iter__(self) -> "Iterator":
+        """Be an iterator."""
+        return self
+
+    def __next__(self) -> Any:
+        """Wait for the future."""
+        return next(self._future)
+
+
 async def place(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
     """Return where some work waits."""
     task = asyncio.create_task(work())
@@ -98,3 +126,12 @@ async def test_a_task_in_which_no_code_of_the_user_waits_tells_no_place() -> Non
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
     assert (place_of(ended), place_of(None)) == ("", "")
+
+
+async def test_objects_that_raise_when_they_are_looked_at_raise_nothing() -> None:
+    """This runs where a time limit is kept, which would not be kept then."""
+
+    async def waits() -> None:
+        await Iterator()
+
+    assert (await place(waits)).endswith(" in waits")
