@@ -86,7 +86,7 @@ _HOOK: Final = re.compile(
 )
 _ELEMENT: Final = re.compile(
     # <Password>x</Password>, and <add key="Password" value="x"/>.
-    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s[^<>]{{0,200}})?(?<!/)>"""
+    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s+[\w:.-]{{1,40}}\s*=\s*\\*["'][^<>]{{0,200}})?(?<!/)>"""
     rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
     re.IGNORECASE,
 )
