@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from postroom.errors import PostroomError, UnknownTenant
+from postroom.errors import HandlerTimeout, PostroomError, UnknownTenant
 from postroom.options import OpenBackoff, PoolTimeouts
 from postroom.redaction import describe, describe_at_length, log_error, redact
 from postroom.resources import ResourcePool
@@ -269,7 +269,9 @@ def raised_from(*errors: BaseException) -> BaseException:
             "OSError: ReceiveMessage: no right; allow it",
         ),
         ((OSError("app: no route"), OSError("no route")), "OSError: app: no route"),
-        ((TimeoutError("late"), asyncio.CancelledError()), "TimeoutError: late"),
+        ((TimeoutError("late"), asyncio.CancelledError("timed out")), "TimeoutError: late"),
+        ((OSError("app"), TimeoutError(), asyncio.CancelledError()), "OSError: app; from TimeoutError"),
+        ((HandlerTimeout("late"), TimeoutError(), asyncio.CancelledError()), "HandlerTimeout: late"),
         (
             (RuntimeError("failed"), OSError(f"postgresql://app:{SECRET}@db\nrefused")),
             "RuntimeError: failed; from OSError: postgresql://app:***@db refused",
