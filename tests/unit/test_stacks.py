@@ -1,6 +1,7 @@
 """The log says where a task waits."""
 
 import asyncio
+import sysconfig
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -126,6 +127,18 @@ async def test_a_task_in_which_no_code_of_the_user_waits_tells_no_place() -> Non
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
     assert (place_of(ended), place_of(None)) == ("", "")
+
+
+async def test_an_application_that_is_installed_as_a_package_is_told_by_what_was_called() -> None:
+    """Its files are where those of its libraries are, as in many a container."""
+
+    def installed(name: str, source: str, **names: Any) -> Any:
+        exec(compile(source, f"{sysconfig.get_path('purelib')}/{name}.py", "exec"), names)  # noqa: S102
+        return names["work"]
+
+    driver = installed("driver", "async def work():\n    await deep()", deep=lambda: asyncio.sleep(NEVER))
+    app = installed("app", "async def work():\n    await query()", query=driver)
+    assert (await place(app)).endswith(f", called at {sysconfig.get_path('purelib')}/app.py:2 in work")
 
 
 async def test_objects_that_raise_when_they_are_looked_at_raise_nothing() -> None:
