@@ -10,6 +10,7 @@ import itertools
 import logging
 import re
 import traceback
+from asyncio import CancelledError
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -86,7 +87,7 @@ _HOOK: Final = re.compile(
 )
 _ELEMENT: Final = re.compile(
     # <Password>x</Password>, and <add key="Password" value="x"/>.
-    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s[^<>]{{0,200}})?(?<!/)>"""
+    rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s+[\w:.-]{{1,40}}\s*=\s*\\*["'][^<>]{{0,200}})?(?<!/)>"""
     rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
     re.IGNORECASE,
 )
@@ -172,9 +173,13 @@ def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """
     known = {*secrets, *secrets_of(error)}
     line, first = _described(error, known), _first_cause_of(error)
-    said = "" if first is None else _one_line(redact(_text_of(first), known))
-    # As SQLAlchemy quotes the driver's, and the transport what botocore has put its own words in front of.
-    if first is None or said.rpartition(" operation: ")[2][:_TELLING].rstrip(".") in line:
+    if first is None:
+        return line
+    said = _one_line(redact(_text_of(first), known))
+    # As SQLAlchemy quotes the driver's, and the transport what botocore has put its own words in front of. Of one
+    # without a text, such as most of TimeoutError, the name tells.
+    known_already = said.rpartition(" operation: ")[2][:_TELLING].rstrip(".") in line
+    if known_already if said else isinstance(error, type(first)):
         return line
     return f"{line}; from {_described(first, known)}"
 
@@ -183,7 +188,8 @@ def _first_cause_of(error: BaseException) -> BaseException | None:
     """Return the end of the chain that ``raise ... from ...`` made, or None where there is none."""
     first, each = None, _attribute(error, "__cause__")
     for _ in range(_DEEPEST):
-        if not isinstance(each, BaseException) or each is error:
+        # A cancellation is how a time limit is kept, and no cause.
+        if not isinstance(each, BaseException) or each is error or isinstance(each, CancelledError):
             break
         first, each = each, _attribute(each, "__cause__")
     return first

@@ -2,19 +2,18 @@
 
 import asyncio
 import gc
-import inspect
+import os
 import sys
 import sysconfig
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
-_LIBRARIES: Final = (
-    *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
-    str(Path(__file__).parent),
-)
-"""Where no code of the user's is."""
+_OURS: Final = f"{Path(__file__).parent}{os.sep}"
+_INSTALLED: Final = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+_LIBRARIES: Final = (*{sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}, *_INSTALLED, _OURS)
+"""Where no code of the user's is, unless it is installed as a package."""
 _DEEPEST: Final = 200
 """Steps from a task to what it waits for in the end."""
 _STEPS: Final = (
@@ -40,19 +39,19 @@ in_threads: Final = WeakKeyDictionary["asyncio.Task[Any]", InThread]()
 def place_of(task: "asyncio.Task[Any] | None") -> str:
     """Return where a task waits that is not running, or the thread works that it waits for: as ``place_in``.
 
-    Empty where no code of the user's does so.
+    Empty where only asyncio and postroom do so.
     """
     frames: list[FrameType] = []
     if task is not None:
         work = in_threads.get(task)
         frames = _frames_of(task) if work is None else _frames_in(work.thread)
-    return place_in(frames) if any(map(_is_own, frames)) else ""
+    return place_in(frames) if _own(frames) is not None else ""
 
 
 def place_in(frames: list[FrameType]) -> str:
     """Say where frames stand, from the inside out: the innermost line, and the innermost one of the user's own code."""
     inner = _line(frames[0])
-    own = next(filter(_is_own, frames), None)
+    own = _own(frames)
     return inner if own is None or own is frames[0] else f"{inner}, called at {_line(own)}"
 
 
@@ -61,8 +60,8 @@ def _frames_of(task: "asyncio.Task[Any]") -> list[FrameType]:
     frames: list[FrameType] = []
     each: Any = task
     for _ in range(_DEEPEST):
-        if isinstance(each, asyncio.Task):
-            each = cast("Any", each).get_coro()
+        if issubclass(type(each), asyncio.Task):
+            each = each.get_coro()
         for kind, frame, waits in _STEPS:
             if issubclass(type(each), kind):
                 if (found := getattr(each, frame)) is not None:
@@ -89,7 +88,25 @@ def _frames_in(thread: int | None) -> list[FrameType]:
 
 
 def _is_known(found: object) -> bool:
-    return isinstance(found, asyncio.Task) or inspect.iscoroutine(found) or inspect.isasyncgen(found)
+    # By its type: an object may raise when it is asked for its `__class__`, as a proxy of something that is gone.
+    return issubclass(type(found), (asyncio.Task, CoroutineType, AsyncGeneratorType))
+
+
+def _own(frames: list[FrameType]) -> FrameType | None:
+    """Return the innermost frame of the user's own code; where none is known as such, what postroom called.
+
+    An application may be installed as a package, as its libraries are.
+    """
+    if (own := next(filter(_is_own, frames), None)) is not None:
+        return own
+    called = None
+    for frame in frames:
+        name = frame.f_code.co_filename
+        if called is not None and name.startswith(_OURS):
+            break
+        if name.startswith(_INSTALLED) and not name.startswith(_OURS):
+            called = frame
+    return called
 
 
 def _is_own(frame: FrameType) -> bool:

@@ -1,6 +1,7 @@
 """The log says where a task waits."""
 
 import asyncio
+import sysconfig
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -66,6 +67,34 @@ async def nested(levels: int = 300) -> None:
     await (nested(levels - 1) if levels else deep())
 
 
+class Gone:
+    """Stands for something else, as the proxies of web frameworks do, out of the time in which there is one."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Raise."""
+        raise RuntimeError("working outside of a request")
+
+
+class Iterator:
+    """An awaitable that is its own iterator, and has a proxy."""
+
+    def __init__(self) -> None:
+        self._gone = Gone()
+        self._future: Any = asyncio.get_running_loop().create_future().__await__()
+
+    def __await__(self) -> Any:
+        """Hang."""
+        return self
+
+    def __iter__(self) -> "Iterator":
+        """Be an iterator."""
+        return self
+
+    def __next__(self) -> Any:
+        """Wait for the future."""
+        return next(self._future)
+
+
 async def place(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
     """Return where some work waits."""
     task = asyncio.create_task(work())
@@ -98,3 +127,24 @@ async def test_a_task_in_which_no_code_of_the_user_waits_tells_no_place() -> Non
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
     assert (place_of(ended), place_of(None)) == ("", "")
+
+
+async def test_an_application_that_is_installed_as_a_package_is_told_by_what_was_called() -> None:
+    """Its files are where those of its libraries are, as in many a container."""
+
+    def installed(name: str, source: str, **names: Any) -> Any:
+        exec(compile(source, f"{sysconfig.get_path('purelib')}/{name}.py", "exec"), names)  # noqa: S102
+        return names["work"]
+
+    driver = installed("driver", "async def work():\n    await deep()", deep=lambda: asyncio.sleep(NEVER))
+    app = installed("app", "async def work():\n    await query()", query=driver)
+    assert (await place(app)).endswith(f", called at {sysconfig.get_path('purelib')}/app.py:2 in work")
+
+
+async def test_objects_that_raise_when_they_are_looked_at_raise_nothing() -> None:
+    """This runs where a time limit is kept, which would not be kept then."""
+
+    async def waits() -> None:
+        await Iterator()
+
+    assert (await place(waits)).endswith(" in waits")

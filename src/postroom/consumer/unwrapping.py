@@ -119,6 +119,8 @@ def _check(step: object) -> None:
 
 def _refuse_second(chain: Iterable[object], reader: object, what: str) -> None:
     step = getattr(reader, "unwraps", None)
+    if isinstance(step, SnsEnvelope) and step.raw:
+        return  # it lets pass what is inside
     if step is not None and any(step == each or (_is_sns(step) and _is_sns(each)) for each in chain):
         text = f"Consumer(unwrap=...) and {what} would both unwrap each message ({name_of(step)})"
         raise ConfigurationError(f"{text}: remove the one in {what}, which is given what was inside")

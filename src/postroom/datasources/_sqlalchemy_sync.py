@@ -39,7 +39,7 @@ from postroom.datasources.registry import (
     located,
 )
 from postroom.datasources.scope import Scope, ScopeOf
-from postroom.datasources.sqlalchemy import OWN, REFUSED, note_refusal, renew_notes
+from postroom.datasources.sqlalchemy import OWN, REFUSED, keep_notes, note_refusal, renewed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
@@ -165,7 +165,7 @@ def _pool_class(uses: _Uses, acquire_timeout: float, watched: Callable[[], "_Wat
 
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
             try:
-                return make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout)
+                return renewed(make_do(super()._do_get, held=uses.open, wait=uses.until_freed, limit=acquire_timeout))
             except exc.TimeoutError as late:  # an outage where the server is silent
                 raise late from watched().server.problem_for_a_thread()
 
@@ -224,7 +224,7 @@ class _Watch:
 
     def _remember(self, connection: Any, record: Any, _proxy: Any) -> None:
         remember(connection)
-        renew_notes(connection, record)
+        keep_notes(connection, record)
 
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only:

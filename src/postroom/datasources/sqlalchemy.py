@@ -173,12 +173,13 @@ def _pool_options(uses: _Uses, room: Waiting, acquire_timeout: float) -> dict[st
         def _do_get(self) -> Any:  # the hook that every kind of pool fills in
             with room.one(uses.is_full):
                 try:
-                    return make_do(
+                    record = make_do(
                         super()._do_get,
                         held=uses.open,
                         wait=lambda: await_only(room.until_freed()),
                         limit=acquire_timeout,
                     )
+                    return renewed(record)
                 except exc.TimeoutError as late:  # an outage where the server is silent
                     raise late from await_only(room.server.problem())
 
@@ -268,7 +269,7 @@ class _Watch:
 
     def _remember(self, connection: Any, record: Any, _proxy: Any) -> None:
         self._driver.remember(connection.driver_connection)
-        renew_notes(connection, record)
+        keep_notes(connection, record)
 
     def _reset(self, connection: Any, record: Any, state: Any) -> None:
         if state.terminate_only or not state.asyncio_safe:
@@ -306,20 +307,25 @@ class _Watch:
                 tell_of_held(self._who, len(held))
 
 
-def renew_notes(connection: Any, record: Any) -> None:
-    """Make ``info`` and ``record_info`` what they were before the first use: SQLAlchemy keeps both for the next user.
+def keep_notes(connection: Any, record: Any) -> None:
+    """Keep what ``info`` and ``record_info`` are at the first use of a connection."""
+    if getattr(record, _FRESH, (None,))[0] is not connection:
+        setattr(record, _FRESH, (connection, dict(record.info), dict(record.record_info)))
 
-    When the next use begins, and not when one ends: listeners of "checkin" may want what is there.
+
+def renewed(record: Any) -> Any:
+    """Return a record with the ``info`` and ``record_info`` of its first use: SQLAlchemy keeps both for the next user.
+
+    When the next use begins, and not when one ends: listeners of "checkin" may want what is there. And before those of
+    "checkout", who may note something for it.
     """
-    of, info, lasting = getattr(record, _FRESH, (None, None, None))
-    if of is not connection:  # SQLAlchemy has emptied the info of the one before
-        info = dict(record.info)
-    if lasting is None:
-        lasting = dict(record.record_info)
-    for notes, fresh in ((record.info, info), (record.record_info, lasting)):
-        notes.clear()
-        notes.update(fresh)
-    setattr(record, _FRESH, (connection, info, lasting))
+    kept: tuple[Any, dict[str, Any], dict[str, Any]] = getattr(record, _FRESH, (None, {}, {}))
+    of, info, lasting = kept
+    if of is not None and of is record.dbapi_connection:  # SQLAlchemy empties the info of one that is gone
+        for notes, fresh in ((record.info, info), (record.record_info, lasting)):
+            notes.clear()
+            notes.update(fresh)
+    return record
 
 
 def note_refusal(problem: Any) -> None:

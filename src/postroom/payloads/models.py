@@ -92,7 +92,7 @@ def _lost(adapter: "pydantic.TypeAdapter[Any]", payload: Any, body: str) -> str 
         plain = adapter.dump_python(payload, mode="json", by_alias=True)
         if has_odd_float(plain) and _is_lost(plain, json.loads(body)):
             return ODD_FLOAT
-    if _HIDDEN in body and _has_secret(adapter.dump_python(payload)):
+    if _HIDDEN in body and _is_hidden(adapter.dump_python(payload), json.loads(body)):
         return "pydantic writes its secrets as asterisks: give the model a field_serializer, or send a str"
     return None
 
@@ -107,12 +107,18 @@ def _is_lost(value: Any, written: Any) -> bool:
     return isinstance(value, float) and written is None
 
 
-def _has_secret(value: Any) -> bool:
+def _is_hidden(value: Any, written: Any) -> bool:
+    """Whether a secret was written as asterisks. A model may write it as it is, beside asterisks of another field."""
     if isinstance(value, Mapping):
         value = list(cast("Mapping[Any, Any]", value).values())
+        written = list(cast("dict[str, Any]", written).values()) if isinstance(written, dict) else written
     if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_secret, cast("list[Any]", value)))
-    return hasattr(value, "get_secret_value")
+        members = cast("list[Any]", value)
+        parts = cast("list[Any]", written) if isinstance(written, list) else []
+        if isinstance(value, set | frozenset) or len(parts) != len(members):
+            parts = [cast("Any", written)] * len(members)  # without an order, or of another form: looked at as a whole
+        return any(map(_is_hidden, members, parts))
+    return hasattr(value, "get_secret_value") and _HIDDEN in json.dumps(written)
 
 
 def _words(schema: object) -> Iterator[str]:

@@ -14,7 +14,7 @@ from postroom.message import OutgoingMessage
 from postroom.redaction import quote
 from postroom.sending.batches import Numbered, Waiting
 from postroom.settlement.batcher import ANSWER
-from postroom.transports.protocol import EntryFailure, Queue, SendResult
+from postroom.transports.protocol import EntryFailure, Queue, SendResult, checked_results
 
 _JITTER: Final = Random()  # noqa: S311 - spreads calls, keeps no secret
 _SHOWN: Final = 3
@@ -125,7 +125,7 @@ class _Posting:
     async def _results(self, batch: Sequence[Numbered]) -> Sequence[SendResult | EntryFailure]:
         try:
             async with asyncio.timeout(ANSWER):
-                return await self._queue.send([message for _, message in batch])
+                return checked_results(await self._queue.send([message for _, message in batch]), len(batch))
         except TimeoutError:
             text = f"no answer within {ANSWER:g} s; SQS may have taken it"
             return [EntryFailure(0, "TimeoutError", text)] * len(batch)

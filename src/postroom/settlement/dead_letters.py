@@ -13,7 +13,7 @@ from postroom.settlement.delivery import Delivery
 from postroom.settlement.letters import ROOM, size_of, write
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
-from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy, checked_results
 
 _log = Log("postroom.settlement", Step.DEAD_LETTER)
 
@@ -165,7 +165,7 @@ class DeadLetters:
 
     async def _post(self, queue: Queue, entries: Sequence[_Posting]) -> Sequence[EntryFailure]:
         letters = [write(each.delivery, each.reason, source=each.source, target=queue.info) for each in entries]
-        results = await queue.send([letter.outgoing for letter in letters])
+        results = checked_results(await queue.send([letter.outgoing for letter in letters]), len(letters))
         failures = [each for each in results if isinstance(each, EntryFailure)]
         refused = {failure.index for failure in failures}
         for index, (letter, entry) in enumerate(zip(letters, entries, strict=True)):

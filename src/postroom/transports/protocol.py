@@ -194,6 +194,21 @@ def checked_failures(answer: Any, count: int) -> Sequence[EntryFailure]:
     return found
 
 
+def checked_results(answer: Any, count: int) -> list[SendResult | EntryFailure]:
+    """Return what became of each of ``count`` messages that were sent, with its place as the index of a failure.
+
+    Raises:
+        TypeError: a transport of the user's returned something else. Then nothing counts as sent.
+    """
+    found: list[Any] = _listed(answer)
+    if len(found) != count or not all(isinstance(each, SendResult | EntryFailure) for each in found):
+        raise TypeError("the transport returned something else than one SendResult or EntryFailure for each message")
+    for place, each in enumerate(found):
+        if isinstance(each, EntryFailure) and each.index != place:  # they are in order
+            found[place] = msgspec.structs.replace(each, index=place)
+    return found
+
+
 def _listed(answer: Any) -> list[Any]:
     if answer is None or isinstance(answer, list | tuple):
         return list(cast("Sequence[Any]", answer or ()))

@@ -14,6 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 from sqlalchemy import event, text
+from sqlalchemy.pool import Pool
 
 from postroom.datasources import (
     DataSource,
@@ -306,6 +307,34 @@ class TestWhatDriversKeepOnThisSide:
                 async with engine.connect() as connection:
                     assert connection.info["made"] == "here"
                     connection.info.clear()
+
+    @pytest.mark.parametrize("driver", [DRIVERS[2], IN_THREADS[1]], ids=lambda driver: driver.name)
+    async def test_notes_of_a_listener_of_checkout_are_those_of_the_use(
+        self, tenant: TenantDatabase, driver: Driver
+    ) -> None:
+        """Also those of one that listens to every pool, which is told first."""
+        uses: list[int] = []
+        found: list[int] = []
+
+        def begin(_connection: Any, record: Any, _proxy: Any) -> None:
+            uses.append(len(uses))
+            record.info["use"] = record.record_info["use"] = uses[-1]
+
+        def end(_connection: Any, record: Any) -> None:
+            found.extend({record.info["use"], record.record_info["use"]})
+
+        event.listen(Pool, "checkout", begin)
+        event.listen(Pool, "checkin", end)
+        try:
+            dsn = tenant.dsn.replace("postgresql", driver.scheme, 1)
+            async with driver.provide(Registry({"a": dsn}), max_size=1)("a") as pool:
+                for _ in range(3):
+                    async with driver.connect(pool) as connection:
+                        await driver.run(connection, "SELECT 1")
+        finally:
+            event.remove(Pool, "checkout", begin)
+            event.remove(Pool, "checkin", end)
+        assert found == uses
 
     @pytest.mark.parametrize("driver", [DRIVERS[0], DRIVERS[2]], ids=lambda driver: driver.name)
     async def test_a_connection_with_other_codecs_is_not_used_again(

@@ -173,6 +173,40 @@ def test_what_a_call_should_not_return_fails_that_call(
     assert left == [0]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [None, [], True, [None, None], ["1", "2"], [EntryFailure(0, "x"), EntryFailure(0, "x")]],
+    ids=["none", "empty", "flag", "nones", "texts", "places"],
+)
+def test_what_a_send_should_not_return_is_no_letter_that_was_sent(
+    monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    """The messages would be deleted, and be nowhere."""
+    original, left = OddQueue.send, [3]
+
+    async def call(queue: OddQueue, messages: Any) -> Any:
+        left[0] -= 1
+        return await original(queue, messages) if left[0] < 0 else answer
+
+    monkeypatch.setattr(OddQueue, "send", call)
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead")
+        orders = Consumer("orders", context=Tenant, client=OddClient(world.broker))
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+            raise Reject("bad")
+
+        world.send_orders("1", "2")
+        async with orders:
+            await asyncio.sleep(600)
+        return sum(world.counts()), sum(world.counts("dead"))
+
+    assert in_world(scenario) == (0, 2)
+    assert left[0] < 0
+
+
 def test_a_stop_waits_for_recalls_that_are_out() -> None:
     """What was deferred during an outage is visible soon after the stop, although calls were out when it began."""
 

@@ -441,6 +441,13 @@ def _with(consumer: Consumer[Any, Any], handler: Any) -> Consumer[Any, Any]:
     return consumer
 
 
+@pytest.mark.parametrize("unwrap", [unwrap_sns, SnsEnvelope(raw=True)])
+def test_a_resolver_that_lets_raw_messages_pass_is_taken(unwrap: Any) -> None:
+    """It takes what is inside for one that came without an envelope, as long as it is none."""
+    seen = Seen(unwrap, dict, context=context_from_attributes(Tenant, unwrap=SnsEnvelope(raw=True)))
+    assert seen.of(sns({"id": "1"}, tenantId="acme")).context == Tenant("acme")
+
+
 def test_a_resolver_may_unwrap_what_is_inside() -> None:
     """Then the payload is the envelope that the consumer left."""
     seen = Seen(unwrap_sns, dict, context=context_from_attributes(Tenant, unwrap=unwrap_cloudevents))

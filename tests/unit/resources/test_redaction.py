@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from postroom.errors import PostroomError, UnknownTenant
+from postroom.errors import HandlerTimeout, PostroomError, UnknownTenant
 from postroom.options import OpenBackoff, PoolTimeouts
 from postroom.redaction import describe, describe_at_length, log_error, redact
 from postroom.resources import ResourcePool
@@ -90,6 +90,7 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
         f"https://hooks.slack.com/services/T0/B0/{SECRET.replace('-', '')}-{SECRET} answered 404",
         f"<soap:Fault><wsse:Password Type='x'>{SECRET}</wsse:Password></soap:Fault>",
         f"<apiKey>{SECRET}</apiKey>",
+        f"'<a:Password b:Type = \\\"x\\\">{SECRET}</a:Password>'",
         f'<add key="DbPassword" value="{SECRET}"/>',
         str(CalledProcessError(22, ["curl", "-u", f"app:{SECRET}", "https://x"])),
         f"curl --user app:{SECRET} https://x failed",
@@ -121,6 +122,7 @@ def test_a_secret_is_known_by_its_form(text: str) -> None:
         "compass=north",
         "-----BEGIN CERTIFICATE----- is no PEM of a key",
         "<password/> is empty, <passwords count='2'/> too",
+        "<app.models.AccessToken object at 0x7f> has expired, <Token id=5> too",
         "sort -u a b failed",
         "eyJ is no token, and neither is sk-SK",
     ],
@@ -267,7 +269,9 @@ def raised_from(*errors: BaseException) -> BaseException:
             "OSError: ReceiveMessage: no right; allow it",
         ),
         ((OSError("app: no route"), OSError("no route")), "OSError: app: no route"),
-        ((TimeoutError("late"), asyncio.CancelledError()), "TimeoutError: late"),
+        ((TimeoutError("late"), asyncio.CancelledError("timed out")), "TimeoutError: late"),
+        ((OSError("app"), TimeoutError(), asyncio.CancelledError()), "OSError: app; from TimeoutError"),
+        ((HandlerTimeout("late"), TimeoutError(), asyncio.CancelledError()), "HandlerTimeout: late"),
         (
             (RuntimeError("failed"), OSError(f"postgresql://app:{SECRET}@db\nrefused")),
             "RuntimeError: failed; from OSError: postgresql://app:***@db refused",

@@ -202,6 +202,19 @@ class Told(Login):
         return {name: [each.get_secret_value() for each in secrets] for name, secrets in passwords.items()}
 
 
+class Masked(Told):
+    """A model that writes its secrets, and asterisks in another field."""
+
+    card: str = "**********1234"
+    tags: set[str] = {"**********"}
+
+
+class Mixed(Masked):
+    """One that writes a secret as asterisks beside them."""
+
+    pin: frozenset[SecretStr] = frozenset({SecretStr("hunter2")})
+
+
 NAN = float("nan")
 SECRETS = {"acme": [SecretStr("hunter2")]}
 
@@ -215,6 +228,7 @@ SECRETS = {"acme": [SecretStr("hunter2")]}
         ([Measured(value=NAN)], list[Measured], "NaN or an infinity"),
         (Login(passwords=SECRETS), Login, "secrets as asterisks"),
         ([Login(passwords=SECRETS)], list[Login], "secrets as asterisks"),
+        (Mixed(passwords=SECRETS), Mixed, "secrets as asterisks"),
     ],
 )
 def test_what_would_be_written_as_something_else_is_refused(payload: object, kind: Any, why: str) -> None:
@@ -233,6 +247,7 @@ def test_what_would_be_written_as_something_else_is_refused(payload: object, kin
         (Spelled(value=float("inf")), Spelled),
         ([Spelled(value=float("inf"))], list[Spelled]),
         (Told(passwords=SECRETS), Told),
+        (Masked(passwords=SECRETS), Masked),
         ({"text": "**********"}, Note),
     ],
 )
