@@ -41,10 +41,16 @@ class Settles(Protocol):
     """Transactions of the message that are neither committed nor rolled back."""
     written: set[MessageKey] | None
     """The keys of those that are open or were committed in this call of the handler; None before the first."""
-    limit: TimeLimit | None
-    """The time limit of this call of the handler; None where it has none."""
     idle: float
     """Seconds of this call of the handler that do not count: in them it waited for its batch."""
+
+    @property
+    def limit(self) -> TimeLimit | None:
+        """The time limit of this call of the handler; None where it has none."""
+        ...
+
+    @limit.setter
+    def limit(self, limit: TimeLimit | None, /) -> None: ...
 
     @property
     def lost(self) -> bool:

@@ -39,7 +39,7 @@ class Hanging:
         for job in jobs:
             if job.started:
                 running.setdefault(job.tenant, []).append(job)
-                if job.task is not None and job.task.cancelling():
+                if _was_cancelled(job):
                     cancelled.append(job)
         if not self._core.closing:  # a stop tells of each by itself
             self._look_at_cancelled(cancelled, now)
@@ -65,7 +65,7 @@ class Hanging:
             if told or now - since < _CLEANUP:
                 continue
             self._cancelled[job] = since, True
-            why = "its time limit, or its own code" if job.cancellation is None else job.cancellation.value
+            why = "its time limit" if job.cancellation is None else job.cancellation.value
             text = (
                 "The handler of message %s of %s (attempt %d, receive %d) still runs, %.0f s after it was cancelled "
                 "(%s), and keeps its slot%s. Let it pass CancelledError on; a thread has to limit what it waits for"
@@ -109,6 +109,12 @@ class Hanging:
             waiting,
         )
         _log.warning(text, *arguments, extra=about(first) if len(tenants) == 1 else None)
+
+
+def _was_cancelled(job: Job) -> bool:
+    """Whether the consumer cancelled a handler that still runs. What its own code does with its task is its own."""
+    late = job.cancellation is not None or (job.limit is not None and job.limit.expired())
+    return late and job.task is not None and job.task.cancelling() > 0
 
 
 def _named(tenants: list[Hashable]) -> str:

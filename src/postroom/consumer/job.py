@@ -10,6 +10,7 @@ from postroom.errors import MessageError
 from postroom.message import Attributes, Message
 from postroom.resources import Lease
 from postroom.settlement import Delivery
+from postroom.tasks import TimeLimit
 
 if TYPE_CHECKING:
     from postroom.consumer.source import Source
@@ -70,6 +71,9 @@ class Job(Delivery, eq=False, kw_only=True):
     rejecting: bool = False
     """Whether it is on its way to the dead-letter queue."""
     cancellation: Cancellation | None = None
+    """Why it was cancelled, if the consumer did so."""
+    limit: TimeLimit | None = None
+    """The time limit of the last call of its handler, where that has one."""
     counted: bool = False
     """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""
     tries: int = 0

@@ -555,8 +555,16 @@ class _Settling(msgspec.Struct, eq=False):
     _engine: Engine
     transactions: int = 0
     written: set[MessageKey] | None = None
-    limit: TimeLimit | None = None
     idle: float = 0.0
+
+    @property
+    def limit(self) -> TimeLimit | None:
+        """The time limit of this call of the handler."""
+        return self._job.limit
+
+    @limit.setter
+    def limit(self, limit: TimeLimit | None) -> None:
+        self._job.limit = limit
 
     @property
     def lost(self) -> bool:

@@ -1,6 +1,7 @@
 """Handlers that never end hold their slots in silence: the log tells of them, once, and of the end."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -126,6 +127,22 @@ async def swallow(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
+async def cancel_itself(seconds: float) -> None:
+    """Set a time limit as an old library does, which never takes its cancellation back, and go on."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_later(1, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(3600)
+    await asyncio.sleep(seconds)
+
+
+def test_a_handler_that_cancels_itself_ignores_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on as it means to, with a time limit of the consumer's as without one."""
+    assert told_of_one(caplog, lambda: cancel_itself(200)) == []
+    assert told_of_one(caplog, lambda: cancel_itself(200), concurrency=Concurrency(handler_timeout=500)) == []
+
+
 def test_a_handler_that_ignores_its_time_limit_is_told_of_once_and_so_is_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -134,7 +151,7 @@ def test_a_handler_that_ignores_its_time_limit_is_told_of_once_and_so_is_its_end
     told, how, over = told_of_one(caplog, lambda: swallow(300), concurrency=limit)
     assert [each.levelname for each in (told, how, over)] == ["WARNING", "WARNING", "WARNING"]
     assert " of tenant acme:eu-west-1 (attempt 1, receive 1) still runs, 30 s after it was canc" in told.getMessage()
-    assert "(its time limit, or its own code), and keeps its slot, at " in told.getMessage()
+    assert "(its time limit), and keeps its slot, at " in told.getMessage()
     assert f", called at {__file__}:{swallow.__code__.co_firstlineno + 5} in swallow. Let " in told.getMessage()
     assert how.getMessage().endswith(
         "was cancelled by Concurrency(handler_timeout=5), and ended without an error, which counts as success"
