@@ -94,7 +94,11 @@ def split(dsn: str) -> SplitResult:
     try:
         return urlsplit(dsn)
     except ValueError:  # its text may hold the password
-        pass
+        scheme, _, rest = dsn.partition("://")
+    # Since their releases of 2025 Pythons refuse an IPv6 address that is not the first of several hosts.
+    servers = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "," in servers and servers.count("[") == servers.count("]"):
+        return urlsplit(f"{scheme}://{rest.removeprefix(servers)}")._replace(netloc=servers)
     raise unreadable("Python")
 
 

@@ -4,12 +4,13 @@ import re
 import traceback
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import pytest
 
 from postroom import ResourceOpenError
 from postroom.datasources import Provider, Registry, asyncpg_pool, psycopg_connections, sqlalchemy_engine
-from postroom.datasources._canary import is_torn
+from postroom.datasources._canary import is_torn, split
 from postroom.datasources._places import places
 
 PROVIDERS: dict[str, Callable[..., Provider[Any, Any]]] = {
@@ -84,3 +85,16 @@ async def test_the_place_in_pairs_is_not_looked_for_in_a_password() -> None:
     """Quotes keep a value together, whatever it looks like."""
     dsn = r"host = 'db-1' port=5432 password='x\' host=hunter2 port=1' dbname=acme"
     assert await places(lambda _: dsn)("acme") == "db-1:5432/acme"
+
+
+def test_hosts_in_brackets_that_python_refuses_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its newer releases want an IPv6 address to be the first of the hosts."""
+
+    def strict(url: str) -> SplitResult:
+        if ",[" in url:
+            raise ValueError("Invalid IPv6 URL")
+        return urlsplit(url)
+
+    monkeypatch.setattr("postroom.datasources._canary.urlsplit", strict)
+    for dsn in ("postgresql://app:x@a:5,[::1]:6/acme?x=1#y", "postgresql://a,[::1]", "postgresql://a,[::1]?port=5"):
+        assert split(dsn) == urlsplit(dsn.replace(",[::1]", ""))._replace(netloc=re.split("[/?]", dsn[13:])[0])
