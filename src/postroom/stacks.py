@@ -36,7 +36,7 @@ in_threads: Final = WeakKeyDictionary["asyncio.Task[Any]", InThread]()
 """Tasks that wait for the end of a thread's work, as those of ``def`` handlers do."""
 
 
-def place_of(task: "asyncio.Task[Any] | None") -> str:
+def waits_at(task: "asyncio.Task[Any] | None") -> str:
     """Return where a task waits that is not running, or the thread works that it waits for: as ``place_in``.
 
     Empty where only asyncio and postroom do so.
@@ -45,14 +45,23 @@ def place_of(task: "asyncio.Task[Any] | None") -> str:
     if task is not None:
         work = in_threads.get(task)
         frames = _frames_of(task) if work is None else _frames_in(work.thread)
-    return place_in(frames) if _own(frames) is not None else ""
+    own = _own(frames)
+    return "" if own is None else _place(frames[0], own)
 
 
 def place_in(frames: list[FrameType]) -> str:
     """Say where frames stand, from the inside out: the innermost line, and the innermost one of the user's own code."""
-    inner = _line(frames[0])
-    own = _own(frames)
-    return inner if own is None or own is frames[0] else f"{inner}, called at {_line(own)}"
+    return _place(frames[0], _own(frames))
+
+
+def innermost_frame(thread: int | None) -> FrameType | None:
+    """Return where a thread is, by its identifier. Called in another thread, or of a thread that waits."""
+    # The documented way to see another thread's stack, its underscore notwithstanding.
+    return sys._current_frames().get(thread or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _place(inner: FrameType, own: FrameType | None) -> str:
+    return _line(inner) if own is None or own is inner else f"{_line(inner)}, called at {_line(own)}"
 
 
 def _frames_of(task: "asyncio.Task[Any]") -> list[FrameType]:
@@ -79,8 +88,7 @@ def _frames_of(task: "asyncio.Task[Any]") -> list[FrameType]:
 def _frames_in(thread: int | None) -> list[FrameType]:
     """Return the frames of a thread, the innermost first."""
     frames: list[FrameType] = []
-    # The documented way to see another thread's stack, its underscore notwithstanding.
-    each = sys._current_frames().get(thread or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    each = innermost_frame(thread)
     while each is not None:
         frames.append(each)
         each = each.f_back

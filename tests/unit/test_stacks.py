@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from postroom.stacks import place_of
+from postroom.stacks import waits_at
 
 NEVER = 1_000_000.0
 
@@ -101,7 +101,7 @@ async def place(work: Callable[[], Coroutine[Any, Any, None]]) -> str:
     for _ in range(3):
         await asyncio.sleep(0)
     try:
-        return place_of(task)
+        return waits_at(task)
     finally:
         for each in asyncio.all_tasks() - {asyncio.current_task()}:
             each.cancel()
@@ -126,7 +126,7 @@ async def test_a_task_in_which_no_code_of_the_user_waits_tells_no_place() -> Non
     assert not await place(lambda: asyncio.sleep(NEVER))
     ended = asyncio.create_task(asyncio.sleep(0))
     await ended
-    assert (place_of(ended), place_of(None)) == ("", "")
+    assert (waits_at(ended), waits_at(None)) == ("", "")
 
 
 async def test_an_application_that_is_installed_as_a_package_is_told_by_what_was_called() -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from postroom.consumer.core import Core
 from postroom.consumer.job import Job
-from postroom.consumer.stopping import said_of, where
+from postroom.consumer.stopping import said_of, where_it_waits
 from postroom.display import counted
 from postroom.log_fields import Log, Step, about, tenant_in_words
 
@@ -77,7 +77,7 @@ class Hanging:
                 job.receives,
                 now - since,
                 why,
-                where(job),
+                where_it_waits(job),
             )
             _log.warning(text, *arguments, extra=about(job))
 
@@ -105,7 +105,7 @@ class Hanging:
             now - first.since,
             first.message.id,
             tenant_in_words(first.tenant),
-            where(first),
+            where_it_waits(first),
             waiting,
         )
         _log.warning(text, *arguments, extra=about(first) if len(tenants) == 1 else None)

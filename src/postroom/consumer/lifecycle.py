@@ -28,7 +28,7 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.snapshot import snapshot_of
 from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
-from postroom.consumer.stopping import StopDiary, where
+from postroom.consumer.stopping import StopDiary, where_it_waits
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.display import counted, display_key
@@ -393,7 +393,7 @@ class Run(Generic[C, R]):
                 what = "on_error" if job.reporting else "the handler"
                 text = f"Cancelled {what} of message %s of %s (attempt %d, receive %d)%s%s"
                 named = job.message.id, tenant_in_words(job.tenant), job.attempt, job.receives
-                _log.warning(text, *named, where(job), _follows(job), extra=about(job, step=Step.STOP))
+                _log.warning(text, *named, where_it_waits(job), _follows(job), extra=about(job, step=Step.STOP))
             job.cancel(Cancellation.STOPPING)
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self.settings.shutdown.cancel)
@@ -401,7 +401,7 @@ class Run(Generic[C, R]):
                 await asyncio.sleep(0)  # a thread that still runs is abandoned: its task ends now
         for job in tuple(self.engine.jobs):
             text = "The handler of message %s of %s did not end when it was cancelled%s"
-            _log.error(text, job.message.id, tenant_in_words(job.tenant), where(job), extra=about(job))
+            _log.error(text, job.message.id, tenant_in_words(job.tenant), where_it_waits(job), extra=about(job))
             # The handler may still run, but its message must not be lost with it: another consumer
             # gets it.
             self.core.give_back(job, Settlement.RETURNED)

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import selectors
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Final
 import msgspec
 
 from postroom.log_fields import Described, Log, Step, about, tenant_in_words
-from postroom.stacks import place_in
+from postroom.stacks import innermost_frame, place_in
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.LOOP)
@@ -127,7 +126,7 @@ class _WatchedLoop:
         if now - due <= LATE or self._block is not None or self.loop.is_closed():
             return
         time.sleep(CONFIRM)  # a process that was stopped goes on: let the loop give its sign of life first
-        frames = _frames(_innermost_frame(self.thread_id))
+        frames = _frames(innermost_frame(self.thread_id))
         # Unchanged: the sign of life did not come while the stack was read, so the stack is the
         # culprit's.
         if self._due == due and frames:
@@ -232,11 +231,6 @@ class _WatchingThread:
 
 
 _thread = _WatchingThread()
-
-
-def _innermost_frame(thread_id: int) -> FrameType | None:
-    # The documented way to see another thread's stack, its underscore notwithstanding.
-    return sys._current_frames().get(thread_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _frames(innermost: FrameType | None) -> list[FrameType]:

@@ -8,7 +8,7 @@ from typing import Final
 from postroom.consumer.job import Job
 from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
-from postroom.stacks import place_of
+from postroom.stacks import waits_at
 
 _log = Log("postroom.consumer", Step.STOP)
 
@@ -86,7 +86,7 @@ def said_of(jobs: Iterable[Job]) -> str:
     return f"{said} and {counted(waiting, 'message')} that {'waits' if waiting == 1 else 'wait'} for a slot"
 
 
-def where(job: Job) -> str:
+def where_it_waits(job: Job) -> str:
     """Return where the handler of a message waits, as a line goes on with it; nothing where that is not known."""
-    place = place_of(job.task)
+    place = waits_at(job.task)
     return f", at {place}" if place else ""

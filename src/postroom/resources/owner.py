@@ -14,7 +14,7 @@ from postroom.options import PoolTimeouts
 from postroom.resources.causes import Unhealthy
 from postroom.resources.entries import Entry
 from postroom.resources.providers import Opener
-from postroom.stacks import place_of
+from postroom.stacks import waits_at
 
 MOST_RINGS: Final = 5
 """How often a provider that swallows its cancellation is cancelled again."""
@@ -50,7 +50,7 @@ class Alarm:
 
     def _ring(self, seconds: float, tell: Callable[[], None] | None) -> None:
         if not self.rang:
-            self.rang_at = place_of(self._task)
+            self.rang_at = waits_at(self._task)
         self.rang += 1
         if tell is not None:
             tell()

@@ -14,7 +14,7 @@ from postroom.message import OutgoingMessage
 from postroom.redaction import quote
 from postroom.sending.batches import Numbered, Waiting
 from postroom.settlement.batcher import ANSWER
-from postroom.transports.protocol import EntryFailure, Queue, SendResult, checked_results
+from postroom.transports.protocol import EntryFailure, Queue, SendResult, checked_results, is_of_key
 
 _JITTER: Final = Random()  # noqa: S311 - spreads calls, keeps no secret
 _SHOWN: Final = 3
@@ -113,7 +113,7 @@ class _Posting:
                 continue
             # Counted for each message: one that is refused again and again must not use up the tries of the others.
             self._tries[index] += 1
-            if _is_of_key(result.code):
+            if is_of_key(result.code):
                 self._outcome.of_queue.add(index)
             unsent = Unsent(index, result.code, _said(result), retryable=not result.sender_fault)
             if unsent.retryable and self._tries[index] < self._retry.attempts and self._time() < self._until:
@@ -131,7 +131,7 @@ class _Posting:
             return [EntryFailure(0, "TimeoutError", text)] * len(batch)
         except InvalidRequest as error:
             # SQS refuses whole calls for one bad entry: each is asked alone which one it is.
-            if len(batch) > 1 and not _is_of_key(error.code):
+            if len(batch) > 1 and not is_of_key(error.code):
                 return [(await self._results([each]))[0] for each in batch]
             return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)] * len(batch)
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told
@@ -158,8 +158,3 @@ def _check(name: str, value: object, *, least: float, whole: bool = False) -> No
     if not isinstance(value, kinds) or isinstance(value, bool) or not least <= cast("float", value) < math.inf:
         what = f"a whole number from {least:g} up" if whole else "seconds, 0 or more"
         raise ConfigurationError(f"SendRetry({name}=...) takes {what}; got {value!r}")
-
-
-def _is_of_key(code: str) -> bool:
-    """Return whether SQS could not use the key that encrypts the queue, such as ``KMS.DisabledException``."""
-    return "kms" in code.lower()

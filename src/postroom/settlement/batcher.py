@@ -514,9 +514,8 @@ def error_of(failure: EntryFailure, operation: str) -> TransportError:
     kind = InvalidReceiptHandle if handle else InvalidRequest if failure.sender_fault else ServiceUnavailable
     # Of a change its words say which limit it is; those of other calls may quote what was sent.
     words = f" ({failure.text})" if failure.text and operation == "change" and not handle else ""
-    if handle and (
-        why := failure.text.partition(". Reason: ")[2]
-    ):  # behind the handle: that the message is gone, or why
+    # Behind the handle stands why it is refused: that the message is gone, say.
+    if handle and (why := failure.text.partition(". Reason: ")[2]):
         words = f" ({quote(why).rstrip('.')})"
     return kind(f"SQS refused an entry of {operation}: {failure.code}{words}", operation=operation, code=failure.code)
 

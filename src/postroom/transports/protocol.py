@@ -215,6 +215,11 @@ def _listed(answer: Any) -> list[Any]:
     raise TypeError(f"the transport returned {shown(answer)} where a list is due")
 
 
+def is_of_key(code: str) -> bool:
+    """Return whether SQS could not use the key that encrypts a queue, such as ``KMS.DisabledException``."""
+    return "kms" in code.lower()
+
+
 def check_client(owner: str, client: Any) -> Client | None:
     """Refuse what is no client, and return what is one. Raises ``ConfigurationError`` with what to write."""
     fits = client is None or (hasattr(client, "queue") and hasattr(client, "__aenter__"))

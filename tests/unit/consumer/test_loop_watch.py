@@ -151,7 +151,7 @@ async def test_blocks_at_one_place_are_not_a_log_storm(log: Seen, monkeypatch: p
     """Further ones within a minute are counted, and told with the next that is logged."""
     inner = loop_watch._WatchedLoop(asyncio.get_running_loop())
     frame = inspect.currentframe()  # where it blocks: a thread would find this one anywhere in `threading`
-    monkeypatch.setattr(loop_watch, "_innermost_frame", lambda _thread: frame)
+    monkeypatch.setattr(loop_watch, "innermost_frame", lambda _thread: frame)
 
     def block() -> None:
         late = time.monotonic() + 2 * LATE

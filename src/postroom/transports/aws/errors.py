@@ -25,6 +25,7 @@ from postroom.errors import (
 )
 from postroom.redaction import quote
 from postroom.transports.aws.clock import Skew, skew_of
+from postroom.transports.protocol import is_of_key
 
 _QUEUE_NOT_FOUND: Final = frozenset({"NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"})
 _NO_PERMISSION: Final = frozenset(
@@ -307,7 +308,7 @@ def _advice(kind: type[TransportError], code: str, status: int) -> str:
             "check the name, the account and the region (a queue of another region or account is named by its ARN "
             "or URL)"
         )
-    if "kms" in code.lower() and kind is InvalidRequest:  # disabled, deleted, or of a kind that cannot encrypt
+    if is_of_key(code) and kind is InvalidRequest:  # disabled, deleted, or of a kind that cannot encrypt
         return "look at the key that encrypts the queue: it has to exist, to be enabled, and to encrypt"
     return NOT_SQS if kind is ServiceUnavailable and _is_foreign(code, status) else ""
 
@@ -334,7 +335,7 @@ def _denied(bare: str, code: str, operation: str, subject: Subject, asked: str) 
 def _allow(bare: str, code: str, operation: str, subject: Subject, asked: str) -> str:
     if asked in _CREDENTIAL_CALLS:
         return f"the role, or its trust policy, does not allow {asked}; {_WHO}"
-    if "kms" in code.lower():
+    if is_of_key(code):
         needed = "kms:GenerateDataKey and kms:Decrypt" if operation.startswith("Send") else "kms:Decrypt"
         return f"allow {needed} on the key that encrypts the queue; {_WHO}"
     if bare in _NO_PERMISSION:
