@@ -179,6 +179,9 @@ class Tasks:
         self._home = contextvars.copy_context()
         self._on_fatal = on_fatal
         self._tasks: set[asyncio.Task[Any]] = set()
+        # The set's own method, and no call around it: it is called for every message.
+        self.ended: Callable[[asyncio.Task[Any]], object] = self._tasks.discard
+        """Notes that a task is at its end."""
 
     def __len__(self) -> int:
         """Count the tasks that have not ended."""
@@ -214,10 +217,6 @@ class Tasks:
     def watch(self, task: asyncio.Task[Any]) -> None:
         """See to it that an error which leaves a task is noticed."""
         task.add_done_callback(self._done, context=self._home)
-
-    def ended(self, task: asyncio.Task[Any]) -> None:
-        """Note that a task is at its end."""
-        self._tasks.discard(task)
 
     def call_soon(self, function: Callable[..., object], *arguments: Any) -> asyncio.Handle:
         """Call a function in the next turn of the loop."""

@@ -12,7 +12,7 @@ from postroom.errors import AccessDenied, ClosedError, InvalidRequest, PostroomE
 from postroom.events import Observers
 from postroom.message import Message
 from postroom.options import Visibility
-from postroom.settlement import DeadLetters, Delivery, Settler
+from postroom.settlement import DeadLetters, Delivery, Ending, Settler
 from postroom.settlement.batcher import Batcher, Fate
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
@@ -84,11 +84,12 @@ class Model:
         assert self.losses[delivery] == 1, "told of a loss twice"
         assert not self.told[delivery], "lost after it was settled"
 
-    def settled(self, delivery: Delivery, settlement: Settlement, delay: float) -> None:
-        """Note an end."""
-        self.told[delivery] += 1
-        assert self.told[delivery] == 1, "S1: settled twice"
-        assert delivery.confirmed or settlement in {Settlement.LEFT, Settlement.LOST}
+    def settled(self, endings: Sequence[Ending]) -> None:
+        """Note ends."""
+        for each in endings:
+            self.told[each.delivery] += 1
+            assert self.told[each.delivery] == 1, "S1: settled twice"
+            assert each.delivery.confirmed or each.settlement in {Settlement.LEFT, Settlement.LOST}
 
     async def _on_delete(self, handles: Sequence[str]) -> list[EntryFailure]:
         assert len(handles) == len(set(handles)), "S6: one receipt twice in a call"
@@ -278,9 +279,9 @@ class Sender:
         assert not self.ended[entry], "sent after its end"
         return Fate.SEND
 
-    def done(self, entry: int, error: PostroomError | None) -> None:
-        """Count an end."""
-        self.ended[entry] += 1
+    def done(self, entries: Sequence[int], error: PostroomError | None) -> None:
+        """Count ends."""
+        self.ended.update(entries)
 
 
 @settings(max_examples=150, deadline=None)

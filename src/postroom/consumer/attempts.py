@@ -45,12 +45,12 @@ class Attempts:
         self._poison: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Failures of a message's handler, and how many of its tenant had succeeded at the first of them."""
         self._successes: dict[Hashable, int] = {}
+        self.remembers: bool = False
+        """Whether anything is remembered of any message. While it is not, ``number`` is SQS's count of receives, and
+        ``succeeded`` and ``forget`` do nothing: asked for every message, before they are called."""
 
     def number(self, job: Job) -> int:
         """Return which attempt at a message the next one is, the first one being 1."""
-        # The usual case, for every message: SQS's count is the number of the attempt.
-        if not self._failed and not self._spent:
-            return job.receives
         known = self._failed.get(job.message.id, 0)
         return max(known + 1, job.receives - self._spent.get(job.message.id, 0) + job.tries, 1)
 
@@ -58,11 +58,12 @@ class Attempts:
         """Note a failed attempt. A second note of the same receive does nothing."""
         job.tried = True
         if not job.counted:
-            job.counted = True
+            job.counted = self.remembers = True
             _add(self._failed, job.message.id)
 
     def spent(self, job: Job) -> None:
         """Note that a receive ended without an attempt."""
+        self.remembers = True
         _add(self._spent, job.message.id)
 
     def succeeded(self, job: Job) -> None:
@@ -79,6 +80,7 @@ class Attempts:
         done = self._successes.setdefault(job.tenant, 0)
         failures, before = self._poison.pop(job.message.id, (0, done))
         failures, others = failures + 1, done - before
+        self.remembers = True
         # Also of what is poison: it may be lost before it is rejected.
         self._poison[job.message.id] = failures, before
         if len(self._poison) > REMEMBER:
@@ -94,10 +96,10 @@ class Attempts:
 
     def forget(self, job: Job) -> None:
         """Forget a message that is gone from the queue."""
-        if self._failed or self._spent:
-            self._failed.pop(job.message.id, None)
-            self._spent.pop(job.message.id, None)
-            self._forget_poison(job)
+        self._failed.pop(job.message.id, None)
+        self._spent.pop(job.message.id, None)
+        self._forget_poison(job)
+        self.remembers = bool(self._failed or self._spent or self._poison)
 
     def known(self, job: Job) -> int:
         """Return the failed attempts that this process has seen."""

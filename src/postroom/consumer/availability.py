@@ -8,7 +8,7 @@ fail: that is the breaker here.
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence, Sized
 from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -91,8 +91,8 @@ class PoolView(Protocol):
     """What is asked of a pool."""
 
     @property
-    def troubled(self) -> bool:
-        """Whether anything is left alone now, or has failed since its last success."""
+    def troubles(self) -> Sequence[Sized]:
+        """What is left alone now, or has failed since its last success: the same collections, always."""
         ...
 
     def retry_after(self, context: Any) -> float:
@@ -183,11 +183,16 @@ class Availability:
         self._hints = hints
         self._hinted_hosts: Mapping[str, float] = {} if hints is None else hints.known
         self._rng = rng
-        self._breakers: OrderedDict[Hashable, _Breaker] = OrderedDict()
+        self.failing: OrderedDict[Hashable, _Breaker] = OrderedDict()
+        """Tenants of which handlers failed since the last success."""
         self._open: dict[Hashable, _Breaker] = {}
-        self._met: OrderedDict[Obstacle, _Met] = OrderedDict()
+        self.met: OrderedDict[Obstacle, _Met] = OrderedDict()
         """What was met by messages that ran. An open of their tenant's resources says nothing about it."""
-        self._outages: OrderedDict[Obstacle, Outage] = OrderedDict()
+        self.known_outages: OrderedDict[Obstacle, Outage] = OrderedDict()
+        """What cannot be used now. Empty, there is no end of an outage that a success could show."""
+        in_pool = () if pool is None else pool.troubles
+        self._troubles: tuple[Sized, ...] = (self._open, self.met, self._hinted_hosts, *in_pool)
+        """While all of them are empty, no tenant has to wait."""
         self._tell_of_budget = -math.inf
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
@@ -195,8 +200,7 @@ class Availability:
     @property
     def troubled(self) -> bool:
         """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
-        pool = self._pool
-        return bool(self._open or self._met or self._hinted_hosts) or (pool is not None and pool.troubled)
+        return any(self._troubles)
 
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
@@ -208,14 +212,14 @@ class Availability:
                 return Wait(obstacle, breaker.until)
             if breaker.probed:
                 return Wait(obstacle, None)
-        met = self._met.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._met else None
+        met = self.met.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self.met else None
         if met is not None and met.until > now:
             return Wait(Obstacle(ObstacleKind.TENANT, job.tenant), met.until)
         # A message that has its lease, or needs none, is not concerned by what cannot be opened.
         if self._pool is None or job.problem is not None or job.lease is not None:
             return None
         hinted = self._hinted(job, now) if self._hinted_hosts else None
-        if hinted is not None or not (self._pool.troubled or self._hinted_hosts):
+        if hinted is not None or not (any(self._pool.troubles) or self._hinted_hosts):
             return hinted
         # A tenant that does not exist is no outage. Each message that came before this was said has had its attempt,
         # and not one of them in a minute; what comes later waits until the provider is asked again.
@@ -248,7 +252,7 @@ class Availability:
     def tries(self, job: Job) -> None:
         """Note that a message's open is about to show whether the host of its tenant is back: others wait for it."""
         host = None if self._pool is None else self._pool.host_of(job.context)
-        if host is not None and (Obstacle(ObstacleKind.HOST, host) in self._outages or self._is_hinted(host)):
+        if host is not None and (Obstacle(ObstacleKind.HOST, host) in self.known_outages or self._is_hinted(host)):
             self._trying[host] = job
 
     def is_half_open(self, job: Job) -> bool:
@@ -258,7 +262,9 @@ class Availability:
 
     def must_open(self, job: Job) -> bool:
         """Whether a message that may run has to open its tenant's resources while the pool is troubled."""
-        return self._pool is not None and (self._pool.troubled or bool(self._hinted_hosts)) and not self.is_open(job)
+        if self._pool is None or not (any(self._pool.troubles) or self._hinted_hosts):
+            return False
+        return not self.is_open(job)
 
     def is_open(self, job: Job) -> bool:
         """Whether a message would find its tenant's resources open."""
@@ -276,13 +282,13 @@ class Availability:
         What is ``sent_away`` to another queue waits for that queue alone.
         """
         if sent_away:
-            return self._outages.get(Obstacle(ObstacleKind.DIVERSION, tenant))
+            return self.known_outages.get(Obstacle(ObstacleKind.DIVERSION, tenant))
         breaker = self._open.get(tenant)
         if breaker is not None:
             return Outage(breaker.since, breaker.cause)
-        outage = self._outages.get(Obstacle(ObstacleKind.TENANT, tenant))
+        outage = self.known_outages.get(Obstacle(ObstacleKind.TENANT, tenant))
         for host in self._asleep if outage is None else ():
-            down = self._outages.get(Obstacle(ObstacleKind.HOST, host))
+            down = self.known_outages.get(Obstacle(ObstacleKind.HOST, host))
             if down is not None and tenant in self._asleep[host]:
                 return Outage(down.since, f"host {display_key(host)} is down: {down.cause}")
         return outage
@@ -294,11 +300,11 @@ class Availability:
 
     def troubled_tenants(self) -> list[Hashable]:
         """Return the tenants that cannot run because of an outage of their own, whether or not they have messages."""
-        return [*self._open, *(each.name for each in self._outages if each.kind is ObstacleKind.TENANT)]
+        return [*self._open, *(each.name for each in self.known_outages if each.kind is ObstacleKind.TENANT)]
 
     def delay(self, obstacle: Obstacle, now: float) -> float:
         """Return for how many seconds to defer a message because of an obstacle."""
-        outage = self._outages.get(obstacle)
+        outage = self.known_outages.get(obstacle)
         breaker = self._open.get(obstacle.name) if obstacle.kind is ObstacleKind.TENANT else None
         began = now if outage is None else outage.since
         if breaker is not None:
@@ -312,7 +318,7 @@ class Availability:
     @property
     def outages(self) -> int:
         """Tenants, hosts of tenants, and queues that tenants are diverted to, that cannot be used now."""
-        return len(self._outages)
+        return len(self.known_outages)
 
     @property
     def breakers(self) -> int:
@@ -358,7 +364,7 @@ class Availability:
 
     def diverted(self, tenant: Hashable, now: float) -> Obstacle | None:
         """Note that a message went where its tenant is diverted. Returns what is over, if it had not worked."""
-        outage = self._outages.get(Obstacle(ObstacleKind.DIVERSION, tenant)) if self._outages else None
+        outage = self.known_outages.get(Obstacle(ObstacleKind.DIVERSION, tenant)) if self.known_outages else None
         if outage is not None:
             text = "Messages of tenant %s go where it is diverted again, after %.1f s"
             arguments = (display_key(tenant), now - outage.since)
@@ -368,20 +374,20 @@ class Availability:
     def decided(self, tenant: Hashable) -> Obstacle | None:
         """Forget that a tenant's diversion does not work: it works, or is over. Returns what is over, if it did not."""
         obstacle = Obstacle(ObstacleKind.DIVERSION, tenant)
-        self._met.pop(obstacle, None)
-        return None if self._outages.pop(obstacle, None) is None else obstacle
+        self.met.pop(obstacle, None)
+        return None if self.known_outages.pop(obstacle, None) is None else obstacle
 
     def is_undivertable(self, tenant: Hashable) -> bool:
         """Whether the queue that a tenant is diverted to took nothing when it was tried last."""
-        return Obstacle(ObstacleKind.DIVERSION, tenant) in self._outages
+        return Obstacle(ObstacleKind.DIVERSION, tenant) in self.known_outages
 
     def _note(self, obstacle: Obstacle, cause: str, now: float, *, quiet: bool = False) -> bool:
         """Note that an outage lasts. Returns whether to tell of it: when it begins, and when it is not ``quiet``."""
-        known = self._outages.get(obstacle)
+        known = self.known_outages.get(obstacle)
         if known is None:
-            _bound(self._outages)
+            _bound(self.known_outages)
         told = known is not None and known.told
-        self._outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
+        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
         return not (told or quiet)
 
     def _pause_after(self, obstacle: Obstacle, now: float) -> float:
@@ -390,11 +396,11 @@ class Availability:
         It is the tenant's, and no open ends it: each message would open the resources for the next one to meet the
         same outage, as fast as they can be opened.
         """
-        met = self._met.pop(obstacle, None) or _Met(0, 0.0)
+        met = self.met.pop(obstacle, None) or _Met(0, 0.0)
         if met.until <= now:  # others of the same round met it as well
             met = _Met(met.rounds + 1, now + self._growing(_MET_PAUSE, met.rounds, _MET_LONGEST))
-        _bound(self._met)
-        self._met[obstacle] = met
+        _bound(self.met)
+        self.met[obstacle] = met
         return met.until - now
 
     def _growing(self, base: float, times: int, cap: float) -> float:
@@ -405,8 +411,8 @@ class Availability:
 
     def tidy(self, now: float) -> None:
         """Forget tenants of which nothing has been tried for long after their pause."""
-        for obstacle in [each for each, met in self._met.items() if met.until < now - 2 * _MET_LONGEST]:
-            del self._met[obstacle]
+        for obstacle in [each for each, met in self.met.items() if met.until < now - 2 * _MET_LONGEST]:
+            del self.met[obstacle]
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""
@@ -418,7 +424,7 @@ class Availability:
         over: list[Obstacle] = []
         woken: dict[Hashable, None] = {}
         for obstacle in (Obstacle(ObstacleKind.TENANT, tenant), Obstacle(ObstacleKind.HOST, host)):
-            outage = self._outages.pop(obstacle, None)
+            outage = self.known_outages.pop(obstacle, None)
             if obstacle.kind is ObstacleKind.HOST:
                 self._trying.pop(obstacle.name, None)
             if outage is None:
@@ -443,7 +449,7 @@ class Availability:
 
         Handlers may meet an outage of resources that stay open: then no open will tell of its end.
         """
-        outage = self._outages.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self._outages else None
+        outage = self.known_outages.get(Obstacle(ObstacleKind.TENANT, job.tenant)) if self.known_outages else None
         # One that ran before the outage shows nothing.
         began_since = outage is not None and job.since > outage.since
         return began_since and self._pool is not None and not self._pool.retry_after(job.context)
@@ -452,12 +458,12 @@ class Availability:
 
     def succeeded(self, job: Job, now: float) -> bool:
         """Note that a handler returned. Returns whether that closes its tenant's breaker."""
-        if self._met:
-            self._met.pop(Obstacle(ObstacleKind.TENANT, job.tenant), None)
-        if not self._breakers:
+        if self.met:
+            self.met.pop(Obstacle(ObstacleKind.TENANT, job.tenant), None)
+        if not self.failing:
             return False
         # One success ends the row of failures, so that the breaker sees rows and not rates.
-        known = self._breakers.pop(job.tenant, None)
+        known = self.failing.pop(job.tenant, None)
         if known is None or self._open.pop(job.tenant, None) is None:
             return False
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
@@ -468,12 +474,12 @@ class Availability:
 
     def failed(self, job: Job, error: BaseException, options: Faults, now: float) -> float | None:
         """Note that a handler failed. Returns the time before which nothing of its tenant may start, if that is new."""
-        known = self._breakers.get(job.tenant)
+        known = self.failing.get(job.tenant)
         if known is None:
             self._forget_oldest()
-            known = self._breakers[job.tenant] = _Breaker()
+            known = self.failing[job.tenant] = _Breaker()
         # The tenants that failed last are remembered longest.
-        self._breakers.move_to_end(job.tenant)
+        self.failing.move_to_end(job.tenant)
         known.failures += 1
         known.cause = _shown(error)
         # Bounded: it only has to tell whether enough different messages failed, not how many.
@@ -487,8 +493,8 @@ class Availability:
 
     def retry_now(self, tenant: Hashable, now: float) -> None:
         """End the pause of a tenant's breaker: its next message is the probe."""
-        self._met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
-        self._met.pop(Obstacle(ObstacleKind.DIVERSION, tenant), None)
+        self.met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+        self.met.pop(Obstacle(ObstacleKind.DIVERSION, tenant), None)
         breaker = self._open.get(tenant)
         if breaker is not None and breaker.until is not None:
             # A pause that is over already stays over.
@@ -527,14 +533,14 @@ class Availability:
         return known.until
 
     def _forget_oldest(self) -> None:
-        if len(self._breakers) >= REMEMBER:
-            forgotten, _ = self._breakers.popitem(last=False)
+        if len(self.failing) >= REMEMBER:
+            forgotten, _ = self.failing.popitem(last=False)
             self._open.pop(forgotten, None)
 
     def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
         host = None if self._pool is None else self._pool.host_of(job.context)
         of_host = Obstacle(ObstacleKind.HOST, host)
-        told = of_host in self._outages or getattr(error, "host", None) is not None or self._is_hinted(host)
+        told = of_host in self.known_outages or getattr(error, "host", None) is not None or self._is_hinted(host)
         if host is not None and told:
             return of_host
         return Obstacle(ObstacleKind.TENANT, job.tenant)

@@ -467,19 +467,21 @@ class Core:
 
     def succeeded(self, job: Job, now: float) -> None:
         """Note that a handler returned."""
+        availability = self.availability
         self.policy.handled()
-        job.source.attempts.succeeded(job)
-        if self.availability.succeeded(job, now):
+        if job.source.attempts.remembers:
+            job.source.attempts.succeeded(job)
+        if (availability.failing or availability.met) and availability.succeeded(job, now):
             job.probe = False
             self.scheduler.wake(job.tenant)
             # Only now, after the probe: called back before it, they would come into the next
             # failure.
             self.away.over(Obstacle(ObstacleKind.TENANT, job.tenant))
         elif (
-            len(self.away)
+            self.away.known
             and self.away.keeps(obstacle := Obstacle(ObstacleKind.TENANT, job.tenant))
             and self.outage(job.tenant) is None
-            and self.availability.wait(job, now) is None
+            and availability.wait(job, now) is None
         ):
             # Another user of the pool has met an outage of what is open, and no open tells of its end.
             self.away.over(obstacle)
@@ -551,7 +553,8 @@ class Core:
         if job.renewal is not None:
             attempts.ended(job)
         if settlement is _ACKED or settlement is Settlement.REJECTED:
-            attempts.forget(job)
+            if attempts.remembers:
+                attempts.forget(job)
             return
         # SQS has counted the receive, but nothing of the user's failed: it is no attempt. What is lost was cut off.
         untried = not (job.counted or (job.started and settlement is not Settlement.LOST))

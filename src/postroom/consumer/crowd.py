@@ -63,7 +63,8 @@ class Crowd:
         self._look_at = 0.0
         self._proved = False
         self._suspected = False
-        self._grouped_until = 0.0
+        self.grouped_until: float = 0.0
+        """Until when messages of the last seconds had message groups."""
 
     def came(self, tenant: Hashable, now: float, *, over: bool, grouped: bool) -> None:
         """Count a message.
@@ -74,7 +75,7 @@ class Crowd:
         if now >= self._turn_at:
             self._turn(now)
         if grouped:
-            self._grouped_until = now + 2 * WINDOW
+            self.grouped_until = now + 2 * WINDOW
         count = self._counts.get(tenant)
         if count is None or not (count.over or count.within):
             if self._tenants >= _MOST:
@@ -90,7 +91,7 @@ class Crowd:
 
     def is_grouped(self, now: float) -> bool:
         """Whether messages of the last seconds had message groups."""
-        return now < self._grouped_until
+        return now < self.grouped_until
 
     def is_proved(self, now: float) -> bool:
         """Whether a noisy tenant and a quiet one have been seen lately."""

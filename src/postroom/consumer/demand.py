@@ -268,7 +268,7 @@ class AdaptivePolicy:
         """
         when = self._scouting.when
         if when is True:
-            return "MessageGroupId" in job.message.system_attributes or self._crowd.is_grouped(now)
+            return "MessageGroupId" in job.message.system_attributes or now < self._crowd.grouped_until
         return when == "always"
 
     def is_surplus(self, job: Job, standing: tuple[bool, bool], *, crowded: bool, now: float) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from postroom.consumer.standstill import Standstill
 from postroom.events import Event, ResourceOpened
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
-from postroom.settlement import DeadLetters
+from postroom.settlement import DeadLetters, Ending
 from postroom.tasks import Tasks, has_to_leave
 from postroom.transports.protocol import Queue
 from postroom.types import Settlement
@@ -42,7 +42,7 @@ class Processor(Protocol):
     """What handles a message that has a slot."""
 
     def process(self, job: Job) -> Coroutine[Any, Any, None]:
-        """Handle one message, to its settlement."""
+        """Handle one message, to its settlement, and tell the engine that it ``ended``, whatever happened."""
         ...
 
 
@@ -149,9 +149,9 @@ class Engine:
             elif job.task is None:
                 self.jobs[job] = None
                 name = f"postroom-message-{job.message.id}"
-                # Not watched: `_process` tells of defects itself, and a done callback for every
-                # message costs.
-                task = self.tasks.start(self._process(job), name)
+                # Not watched: `ended` tells of defects, and a done callback for every message
+                # costs.
+                task = self.tasks.start(self._processor.process(job), name)
                 # Where a task factory starts it eagerly, it may be over, and the message wait in its lane again.
                 job.task = None if task.done() else task
             else:  # its former task ends in this very turn of the loop
@@ -162,8 +162,8 @@ class Engine:
             self.act()
         if self.collector is not None:
             self._look_for_crowds()
-        wake = scheduler.next_wake()
-        if wake is not None and wake > now:  # one that is due waits for a slot: the end of a message dispatches again
+        # One that is due waits for a slot: the end of a message dispatches again.
+        if scheduler.beds and (wake := scheduler.next_wake()) is not None and wake > now:
             self._dispatch_at(wake)
 
     def _look_for_crowds(self) -> None:
@@ -188,36 +188,35 @@ class Engine:
         own = {job.task for job in self.jobs}
         return self.core.closing or any(task.cancelling() and task not in own for task in self.tasks)
 
-    async def _process(self, job: Job) -> None:
-        """Have a message handled, in its own task. An error that leaves it is a defect, and ends the consumer."""
-        try:
-            try:
-                await self._processor.process(job)
-            finally:
-                self.ended(job)
-        except GeneratorExit:
-            raise  # the loop is gone
-        except BaseException:
-            if (task := asyncio.current_task()) is not None:
-                self.tasks.watch(task)
-            raise
+    def ended(self, job: Job, defect: BaseException | None = None) -> None:
+        """Note that the task of a message ends. The message stays if it was put back in its lane.
 
-    def ended(self, job: Job) -> None:
-        """Note that the task of a message ends. The message stays if it was put back in its lane."""
-        now = self._time()
-        self.jobs.pop(job, None)
-        if job.task is not None:
-            self.tasks.ended(job.task)
-        job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
-        if job.turn is not None:
-            job.turn = None
-        # It waits in its lane again, or backs off with its group: the message is not over, only its task is.
-        if job.settlement is None and not job.lost and (job.state is _WAITING or job.state is _NEW):
-            job.running = False
-        else:
-            self.core.finish(job, now)
-        self.dispatch(now)
-        self.make_room()
+        ``defect`` is the error that leaves the task, if one does: it ends the consumer.
+        """
+        task = job.task
+        try:
+            now = self._time()
+            self.jobs.pop(job, None)
+            if task is not None:
+                self.tasks.ended(task)
+            job.task = None  # it holds the context, which holds the job: such a circle would wait for the collector
+            if job.turn is not None:
+                job.turn = None
+            # It waits in its lane again, or backs off with its group: the message is not over, only its task is.
+            if job.settlement is None and not job.lost and (job.state is _WAITING or job.state is _NEW):
+                job.running = False
+            else:
+                self.core.finish(job, now)
+            self.dispatch(now)
+            self.make_room()
+        except BaseException as error:
+            defect = error
+            raise
+        finally:
+            if defect is not None and not isinstance(defect, GeneratorExit):  # with that the loop is gone
+                task = task or asyncio.current_task()  # a task factory that is eager has not returned it yet
+                if task is not None:
+                    self.tasks.watch(task)
 
     def take_back(self) -> None:
         """Give back the messages of tasks that others cancelled before their first step: they never reached their end.
@@ -377,19 +376,22 @@ class Engine:
         # It took room, and no task of its own ends: with all pollers waiting for room, none would look again.
         self.make_room()
 
-    def settled(self, delivery: Job, settlement: Settlement, delay: float) -> None:
-        """Note what became of a message."""
-        core = self.core
-        core.settled(delivery, settlement, delay, self._time())
-        if delivery.beating and delivery.state is State.DONE:
-            delivery.forget_body()  # an extension on its way may hang, and keep the job for as long
-        before, core.held_bytes = core.held_bytes, delivery.source.tally.bytes
+    def settled(self, endings: Sequence[Ending]) -> None:
+        """Note what became of messages."""
+        core, now = self.core, self._time()
+        before = core.held_bytes
+        for ending in endings:
+            job: Job = ending.delivery
+            core.settled(job, ending.settlement, ending.delay, now)
+            core.held_bytes = job.source.tally.bytes
+            if job.beating and job.state is State.DONE:
+                job.forget_body()  # an extension on its way may hang, and keep the job for as long
+            if ending.settlement is _DEFERRED and not core.closing:
+                self.recall_soon()  # its obstacle may be over by now
         # Only when the bound is crossed: a wake for every settlement would cost more than the
         # receives.
         if before >= core.most_bytes > core.held_bytes:
             self._poll.wake()
-        if settlement is _DEFERRED and not core.closing:
-            self.recall_soon()  # its obstacle may be over by now
 
     def settled_by_hand(self, job: Job) -> None:
         """Let what waited for it in its group go on behind a message that a handler's own call has settled."""

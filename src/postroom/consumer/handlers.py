@@ -38,6 +38,8 @@ def build_handle(
 ) -> Handle:
     """Compose handler, time limit and middleware, outermost first, once for all messages.
 
+    What is returned has to be passed to ``refuse_unworked``, unless it is None.
+
     ``threads`` are given for a plain ``def`` handler, and only for one; see ``is_async``.
     """
     limit = Choice("Concurrency(handler_timeout=...)", timeout, _is_limit) if callable(timeout) else timeout
@@ -49,7 +51,12 @@ def _build(
 ) -> Handle:
     if (router := router_of(handler)) is not None:
         return _routed(router, middleware, limit, threads)
-    handle = _awaited(handler) if threads is None else _threaded(handler, threads, limit)
+    if threads is not None:
+        handle = _threaded(handler, threads, limit)
+    elif limit is None and not middleware:
+        return handler  # what it returns is looked at where it is awaited: no call around it for each message
+    else:
+        handle = _awaited(handler)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
     if limit is not None and threads is None:

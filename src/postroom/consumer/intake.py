@@ -60,6 +60,10 @@ class Intake:
         self._grouping = grouping
         resolver: Any = self._resolver
         self._clean = isinstance(resolver, AttributeResolver) and bool(cast("Any", resolver).is_plain)
+        self._own_key: type | None = None
+        """The type of contexts that are keys of their tenants, and can be hashed: there is nothing to ask."""
+        if self._clean and (pool is None or pool.key is None):
+            self._own_key = cast("Any", resolver).context_type
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
         self._time = engine.tasks.time
@@ -94,7 +98,7 @@ class Intake:
                 self._engine.tasks.run_clean(self._observers.tell, MessageReceived(job.message))
             # Before anything goes back: a stop remembers its group.
             group = job.group = source.group_of(job.message) if source.fifo else None
-            if not core.admits(job):
+            if core.closing and not core.admits(job):
                 core.return_late(job)
                 continue
             found = self._resolve(job)
@@ -297,7 +301,7 @@ class Intake:
             return False
         message = job.message
         try:
-            job.tenant = self._tenant_of(job, found)
+            job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
         else:
@@ -320,8 +324,7 @@ class Intake:
             raise ContextError(text, message_id=job.message.id)
         tenant = found if self._pool is None else self._key_of(job, found, self._pool)
         try:
-            if not (self._clean and tenant is found):  # of the others it is known
-                hash(tenant)
+            hash(tenant)
         except BaseException as error:
             self._heed(error)
             what = "context" if tenant is found else f"pool's key= of {display_key(found)}"

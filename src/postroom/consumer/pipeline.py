@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
+from sys import exc_info
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +16,7 @@ from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
 from postroom.consumer.engine import Engine
 from postroom.consumer.failing import FailureLog
+from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.tenants import Tenants
@@ -140,34 +142,28 @@ class Pipeline:
                 await self._run_handler(job, None)
             else:
                 # A hit takes no await, so that an open resource costs no turn of the loop.
-                lease = self._pool.try_lease(job.context) or await self._lease_without_slot(job, self._pool)
-                await self._run_with(job, lease)
-        except asyncio.CancelledError as error:
-            await self._was_cancelled(job, error)
-        except AlreadyHandled:
-            self._was_handled_before(job)
+                held = self._pool.try_hold(job.context) or await self._lease_without_slot(job, self._pool)
+                try:
+                    # Before the handler runs: the others of its tenant need not wait for its end.
+                    if job.leads:
+                        self._core.leased(job)
+                    await self._run_handler(job, held.resources)
+                except Exception as error:
+                    # A broken connection makes the resource suspect.
+                    job.met_outage = held.report(error) and _is_of_resources(error)
+                    raise
+                finally:
+                    job.lease = None  # it may have waited with it in hand
+                    held.release()
         except BaseException as error:
             if isinstance(error, GeneratorExit) and not runs_as(job.task):
                 raise  # the loop is gone, and this coroutine is closed: it may await nothing
-            await self._did_fail(job, error)
+            await self._did_not_succeed(job, error)
         else:
             self._did_succeed(job)
-
-    async def _run_with(self, job: Job, lease: Lease[Any]) -> None:
-        """Run the handler with its tenant's resources, and give them back."""
-        try:
-            # Before the handler runs: the others of its tenant need not wait for its end.
-            if job.leads:
-                self._core.leased(job)
-            await self._run_handler(job, lease.resource)
-        except Exception as error:
-            # A broken connection makes the resource suspect.
-            job.met_outage = lease.report(error) and _is_of_resources(error)
-            raise
         finally:
-            if job.lease is not None:  # it waited with it in hand
-                job.lease = None
-            lease.release()
+            # An error that comes to here is a defect.
+            self._engine.ended(job, exc_info()[1])
 
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
@@ -222,7 +218,10 @@ class Pipeline:
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
         try:
-            await (self._observed(job, ctx, settling) if self._observers else self._handle(job.payload, ctx))
+            if self._observers:
+                await self._observed(job, ctx, settling)
+            elif (result := await self._handle(job.payload, ctx)) is not None:
+                refuse_unworked(result)
         except BaseExceptionGroup as group:  # of a handler with a TaskGroup
             duplicates, failures = group.split(AlreadyHandled)
             # A `TaskGroup` wraps what its tasks raise. A duplicate or an instruction among other
@@ -243,7 +242,8 @@ class Pipeline:
             HandlerStarted(job.message, job.context, tenant, attempt, waited, job.leasing, job.attributes)
         )
         try:
-            await self._handle(job.payload, ctx)
+            if (result := await self._handle(job.payload, ctx)) is not None:
+                refuse_unworked(result)
         except BaseException as raised:
             error = raised
             raise
@@ -255,11 +255,15 @@ class Pipeline:
 
     def _did_succeed(self, job: Job) -> None:
         self.succeeded += 1
-        self._core.succeeded(job, self._time())
-        if self._core.availability.ends_outage(job):
+        core = self._core
+        core.succeeded(job, self._time())
+        if core.availability.known_outages and core.availability.ends_outage(job):
             self._engine.available(job.tenant)
         if self._acks:
-            self._ack(job)
+            if job.settlement is None:
+                job.source.settler.ack(job)
+            if job.group is not None:
+                self._give_group_back(job)
         else:
             # Where one receive is all that there is, later acknowledgements are no sign of a forgotten one.
             if job.settlement is None and not job.lost and job.receives > 1 and job.source.attempts.is_last(job):
@@ -276,6 +280,15 @@ class Pipeline:
         if job.settlement is None:
             job.source.settler.ack(job)
         self._give_group_back(job)
+
+    async def _did_not_succeed(self, job: Job, error: BaseException) -> None:
+        match error:
+            case asyncio.CancelledError():
+                await self._was_cancelled(job, error)
+            case AlreadyHandled():
+                self._was_handled_before(job)
+            case _:
+                await self._did_fail(job, error)
 
     async def _was_cancelled(self, job: Job, error: asyncio.CancelledError) -> None:
         """Tell apart our own cancellation, that of the whole program, and a handler that raised CancelledError."""

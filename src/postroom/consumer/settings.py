@@ -19,7 +19,7 @@ from postroom.resources import ResourcePool
 from postroom.transports.protocol import Client
 from postroom.types import AckMode, C, OnInvalid, R
 
-Handle = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
+Handle = Callable[[Any, MessageContext[Any, Any]], Awaitable[Any]]
 """A handler with everything around it: middleware, thread hop, timeout."""
 CallNext = Callable[[Any, MessageContext[Any, Any]], Awaitable[None]]
 Middleware = Callable[[Any, MessageContext[Any, Any], CallNext], Awaitable[None]]

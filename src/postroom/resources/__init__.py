@@ -15,11 +15,12 @@ from postroom.resources.failures import (
     is_unknown_tenant,
     sqlstate_of,
 )
-from postroom.resources.lease import Lease, LeaseScope
+from postroom.resources.lease import Held, Lease, LeaseScope
 from postroom.resources.pool import ResourcePool
 from postroom.resources.statistics import PoolStatistics
 
 __all__ = [
+    "Held",
     "Lease",
     "LeaseScope",
     "OpenBackoff",

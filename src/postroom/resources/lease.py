@@ -44,25 +44,14 @@ class LeaseHome(Protocol):
         ...
 
 
-class Lease(msgspec.Struct, Generic[R_co], eq=False):
-    """The resources of one context, until ``release``.
-
-    Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
-    passes through is reported. A lease that is forgotten warns and gives itself back when it is collected.
-    """
+class Held(msgspec.Struct, Generic[R_co], eq=False):
+    """The resources of one context, until ``release``: for code that cannot forget to call it."""
 
     # A Struct, because one is made for every message: no code of Python's runs for that.
     _home: LeaseHome
     _entry: Entry | None
-
-    @property
-    def resource(self) -> R_co:
-        """The resources. Raises ``ClosedError`` once the lease was released."""
-        entry = self._entry
-        if entry is None:
-            raise ClosedError("this lease was released: its resources may be closed by now")
-        resource: R_co = entry.resource
-        return resource
+    resources: R_co
+    """What was leased. After the release it may be closed."""
 
     def release(self) -> None:
         """Give the lease back. A second call does nothing."""
@@ -106,6 +95,21 @@ class Lease(msgspec.Struct, Generic[R_co], eq=False):
         if is_timeout(error):
             self._home.doubt(entry)
         return False
+
+
+class Lease(Held[R_co], Generic[R_co], eq=False):
+    """The resources of one context, until ``release``.
+
+    Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
+    passes through is reported. A lease that is forgotten warns and gives itself back when it is collected.
+    """
+
+    @property
+    def resource(self) -> R_co:
+        """The resources. Raises ``ClosedError`` once the lease was released."""
+        if self._entry is None:
+            raise ClosedError("this lease was released: its resources may be closed by now")
+        return self.resources
 
     def __enter__(self) -> R_co:
         return self.resource

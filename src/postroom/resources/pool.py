@@ -7,12 +7,12 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sized
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Generic, Self, cast
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
@@ -26,7 +26,7 @@ from postroom.resources.entrances import Entrances
 from postroom.resources.entries import Demand, EntryState, Stage, Waiter
 from postroom.resources.failures import OpenFailure
 from postroom.resources.identity import Identity
-from postroom.resources.lease import Lease, LeaseScope
+from postroom.resources.lease import Held, Lease, LeaseScope
 from postroom.resources.owner import MOST_RINGS
 from postroom.resources.providers import Opener, connects, known_of, place_of
 from postroom.resources.provision import Provision
@@ -166,7 +166,9 @@ class ResourcePool(Generic[C, R]):
         self._idle = self._core.table.idle
         self._counters = self._core.counters
         self._cooling_keys = self._core.cooling.records
-        self._troubled_hosts = self._core.hosts.troubled
+        self.troubles: tuple[Sized, ...] = (self._cooling_keys, self._core.hosts.troubled)
+        """Keys, and hosts, that are left alone or have failed since their last success: the same collections always.
+        For code that would ask ``troubled`` for every message."""
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -305,6 +307,11 @@ class ResourcePool(Generic[C, R]):
             ClosedError, NotOpenError: the pool was closed, or not opened yet.
             ResourceError: ``key=`` failed, or the key cannot be hashed.
         """
+        held = self.try_hold(context)
+        return None if held is None else Lease(*structs.astuple(held))
+
+    def try_hold(self, context: C) -> Held[R] | None:
+        """Lease as ``try_lease`` does, for code that cannot forget the release: nothing warns if it does."""
         engine = self._running
         if engine is None:
             raise self._unusable()
@@ -327,7 +334,7 @@ class ResourcePool(Generic[C, R]):
         if log.isEnabledFor(_DEBUG):
             text = "Resources retrieved from pool for key: %s"
             log.debug(text, display_key(entry.key), extra=about(tenant=entry.key))
-        return Lease(engine, entry)
+        return Held(engine, entry, entry.resource)
 
     async def acquire(self, context: C, *, timeout: float | None = None) -> Lease[R]:
         """Lease a context's resources, opening them if need be. The caller releases the lease.
@@ -480,7 +487,7 @@ class ResourcePool(Generic[C, R]):
 
         While it is False, ``retry_after`` is 0.0 for every context. It costs next to nothing.
         """
-        return bool(self._cooling_keys or self._troubled_hosts)
+        return any(self.troubles)
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Tell one more observer of this pool's events. Returns a function that ends that.

@@ -103,6 +103,8 @@ class Scheduler(Generic[T]):
         self._within: Rounds[T] = Rounds(over=False)
         self._over: Rounds[T] = Rounds(over=True)
         self._asleep: Sleepers[T] = Sleepers()
+        self.beds: Final = self._asleep.beds
+        """Empty while no lane sleeps until a time: ``next_wake`` would return None."""
         self._groups: Groups[T] = Groups()
         self._blocked: dict[Lane[T], None] = {}
         self._controls: dict[Hashable, Control] = {}
@@ -269,19 +271,43 @@ class Scheduler(Generic[T]):
         """Give a slot to the next at the time ``now``, or return None."""
         if self.running >= self.total:
             return None
+        if not self._waiting and not self.beds:  # nothing is in line, and no lane has to wake
+            self._streak = 0
+            return None
         # Before anyone is chosen: a tenant with a pause that is over has its turn in this very call.
         if self._asleep.beds:
             for woken in self._asleep.due(now):
                 self._wake(woken)
         while (lane := self._next()) is not None:
-            if not self._may_run(lane):
+            # The same as `_may_run`, written out here because it runs for every message.
+            if not lane.waiting or (self._blocked and lane.blocked):
+                continue
+            if self._varies:
+                self._look_up(lane)
+            if lane.running >= lane.cap:
                 continue
             # Last of all conditions: a permission taken from the pace has to be used.
             pace = None if lane.control is None else lane.control.pace
             if pace is not None and (pause := pace.take(now)):
                 self._sleep(lane, now, now + pause)
                 continue
-            return self._run(lane)
+            ticket = lane.waiting.popleft()
+            ticket.state = _RUNNING
+            # Charged by estimate, before the end is known: otherwise one tenant with slow handlers
+            # would get all the slots.
+            ticket.charge = lane.estimate
+            lane.served += ticket.charge / lane.weight
+            lane.running += 1
+            self.running += 1
+            self._waiting -= 1
+            if len(self._lanes) == 1:
+                self._alone += 1
+            else:
+                self._alone = 0
+                self._met = True
+            if lane.waiting and lane.running < lane.cap:
+                self._line(lane)
+            return ticket
         return None
 
     def finish(self, ticket: T, seconds: float | None = None) -> None:
@@ -515,32 +541,13 @@ class Scheduler(Generic[T]):
             (over if lane.over else within).take(lane)
             if int(lane.served / self._quantum) > number:  # what it ran has cost more than was thought
                 self._line(lane)
-            elif not free and self._is_over(lane):
+            elif not free and lane.running and self._is_over(lane):
                 over.put(lane, number)  # it had less when it lined up, or others have come since
             else:
                 # Never back: a lane that was idle enters at this round, and would overtake all
                 # others.
                 self._round = max(self._round, number)
                 return lane
-
-    def _run(self, lane: Lane[T]) -> T:
-        ticket = lane.waiting.popleft()
-        ticket.state = _RUNNING
-        ticket.charge = lane.estimate
-        # Charged by estimate, before the end is known: otherwise one tenant with
-        # slow handlers would get all the slots.
-        lane.served += ticket.charge / lane.weight
-        lane.running += 1
-        self.running += 1
-        self._waiting -= 1
-        if len(self._lanes) == 1:
-            self._alone += 1
-        else:
-            self._alone = 0
-            self._met = True
-        if lane.waiting and lane.running < lane.cap:
-            self._line(lane)
-        return ticket
 
     def _is_over(self, lane: Lane[T]) -> bool:
         """Whether a lane runs its share, or more, of the slots that are not reserved; of few slots that is one."""
@@ -550,25 +557,28 @@ class Scheduler(Generic[T]):
         if not lane.waiting or (self._blocked and lane.blocked):
             return False
         if self._varies:
-            tenant = lane.tenant
-            # Asked again each time: the user's function may answer differently by now.
-            cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
-            if (bounds := self._bounds) is not None:
-                limit: int | None
-                if (bound := lane.bound) is not None and bounds.time() < bound.expires:
-                    bound.idle, limit = 0, bound.limit
-                else:
-                    limit, lane.bound = bounds.look(tenant)
-                if limit is not None and limit < cap:
-                    cap = limit
-            lane.cap = cap if lane.control is None else lane.control.cap or cap
-            if self._weighs:
-                lane.weight = self._weights(tenant)
+            self._look_up(lane)
         return lane.running < lane.cap
+
+    def _look_up(self, lane: Lane[T]) -> None:
+        """Look up a lane's cap and weight, each time: the user's function may answer differently by now."""
+        tenant = lane.tenant
+        cap = int(self._own_caps(tenant)) if self._chooses else self._per_tenant
+        if (bounds := self._bounds) is not None:
+            limit: int | None
+            if (bound := lane.bound) is not None and bounds.time() < bound.expires:
+                bound.idle, limit = 0, bound.limit
+            else:
+                limit, lane.bound = bounds.look(tenant)
+            if limit is not None and limit < cap:
+                cap = limit
+        lane.cap = cap if lane.control is None else lane.control.cap or cap
+        if self._weighs:
+            lane.weight = self._weights(tenant)
 
     def _line(self, lane: Lane[T]) -> None:
         """Let a lane stand in line in the round in which what it was charged so far is paid."""
-        over = self._reserved > 0 and self._is_over(lane)
+        over = self._reserved > 0 and lane.running > 0 and self._is_over(lane)
         (self._over if over else self._within).put(lane, int(lane.served / self._quantum))
 
     def _offer(self, lane: Lane[T]) -> None:

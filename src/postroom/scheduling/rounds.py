@@ -63,5 +63,9 @@ class Rounds(Generic[T]):
 
     def take(self, lane: Lane[T]) -> None:
         """Remove the lane that ``first`` found."""
-        self._lines[lane.round].popleft()
+        line = self._lines[lane.round]
+        line.popleft()
+        if not line:  # at once: while no round has a line, there is nothing to look for
+            del self._lines[lane.round]
+            heappop(self.numbers)
         lane.place = _NOWHERE

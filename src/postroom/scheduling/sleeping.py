@@ -34,7 +34,7 @@ class Sleepers(Generic[T]):
         """Note that a lane sleeps until a time, whatever was said before."""
         lane.asleep_until = until
         if len(self.beds) >= self._clean_at:
-            self.beds = [bed for bed in self.beds if bed[2].asleep_until == bed[0]]
+            self.beds[:] = [bed for bed in self.beds if bed[2].asleep_until == bed[0]]
             heapify(self.beds)
             self._clean_at = max(_ROOM, 2 * len(self.beds))
         heappush(self.beds, (until, next(self._tie), lane))

@@ -3,7 +3,7 @@
 from postroom.settlement.backoff import backoff, exponential, whole_seconds
 from postroom.settlement.batcher import error_of
 from postroom.settlement.dead_letters import DeadLetters, HasRedrive
-from postroom.settlement.delivery import Delivery
+from postroom.settlement.delivery import Delivery, Ending
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.settler import Listener, Settler, Tally
 from postroom.settlement.sleep import Moment
@@ -12,6 +12,7 @@ from postroom.settlement.trouble import Refusals, describe
 __all__ = [
     "DeadLetters",
     "Delivery",
+    "Ending",
     "HasRedrive",
     "Heartbeat",
     "Listener",

@@ -77,8 +77,8 @@ class Work(Protocol[E_contra]):
         """Return what to do with an entry that is about to be sent at a time of the loop."""
         ...
 
-    def done(self, entry: E_contra, error: PostroomError | None) -> None:
-        """Learn that an entry ended: well, or with the error that ended it."""
+    def done(self, entries: Sequence[E_contra], error: PostroomError | None) -> None:
+        """Learn that entries ended: well, or with the error that ended all of them."""
         ...
 
 
@@ -182,7 +182,7 @@ class Batcher(Generic[E]):
     def add(self, entry: E, urgent: bool = False) -> None:  # noqa: FBT001, FBT002 - a call with names costs more
         """Take an entry in. An urgent one leaves in this turn of the loop, with what is there."""
         if (self.closed or not self._gate.is_open) and (error := self._no_room()) is not None:
-            self._work.done(entry, error)
+            self._work.done((entry,), error)
             return
         self._open[entry] = 0
         buffer = self._buffer
@@ -419,20 +419,17 @@ class Batcher(Generic[E]):
 
     def _answered(self, batch: list[E], failures: Sequence[EntryFailure], sent_at: float) -> None:
         if not failures:  # as of nearly every call
-            for entry in batch:
-                self._end(entry, None)
+            self._end(batch, None)
             self._went_well()
             return
         refused = {failure.index: failure for failure in failures}
         again: list[E] = []
-        for index, entry in enumerate(batch):
-            failure = refused.get(index)
-            if failure is None:
-                self._end(entry, None)
-            elif failure.sender_fault:
-                self._end(entry, error_of(failure, self._name))
+        self._end([entry for index, entry in enumerate(batch) if index not in refused], None)
+        for index, failure in sorted(refused.items()):
+            if failure.sender_fault:
+                self._end(batch[index : index + 1], error_of(failure, self._name))
             else:
-                again.append(entry)
+                again.append(batch[index])
         if again:
             self._entries_refused(again, refused, sent_at, all_of_them=len(again) == len(batch))
         else:
@@ -480,8 +477,7 @@ class Batcher(Generic[E]):
             self._ready.extendleft(entry for entry in reversed(entries) if entry in self._open)
 
     def _end_all(self, entries: Sequence[E], error: PostroomError) -> None:
-        for entry in entries:
-            self._end(entry, error)
+        self._end(entries, error)
         self._drop_ended()
 
     def _drop_ended(self) -> None:
@@ -492,9 +488,11 @@ class Batcher(Generic[E]):
                 waiting.clear()
                 waiting.extend(kept)
 
-    def _end(self, entry: E, error: PostroomError | None) -> None:
-        if self._open.pop(entry, None) is not None:
-            self._work.done(entry, error)
+    def _end(self, entries: Sequence[E], error: PostroomError | None) -> None:
+        is_open = self._open.pop
+        # Taken out before any of them is told of: each ends once.
+        if ended := [entry for entry in entries if is_open(entry, None) is not None]:
+            self._work.done(ended, error)
             if self._idle:
                 self._tell_idle()
 

@@ -186,8 +186,12 @@ class DeadLetters:
             entry.waiter.set_exception(error)
             entry.waiter.exception()  # its caller may have been cancelled in this very turn
 
-    def done(self, entry: _Posting, error: PostroomError | None) -> None:
-        """Learn how a letter ended."""
+    def done(self, entries: Sequence[_Posting], error: PostroomError | None) -> None:
+        """Learn how letters ended."""
+        for entry in entries:
+            self._ended(entry, error)
+
+    def _ended(self, entry: _Posting, error: PostroomError | None) -> None:
         if error is None:
             # Before the answer, and for every letter: the message is deleted even if its caller is
             # gone.

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -114,6 +114,15 @@ class Delivery(Ticket, eq=False, kw_only=True):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message.id!r}, {self.settlement})"
+
+
+class Ending(msgspec.Struct, frozen=True, eq=False):
+    """What became of one delivery."""
+
+    delivery: Any
+    settlement: Settlement
+    delay: float = 0.0
+    """Seconds until the message is visible again."""
 
 
 class Decision(msgspec.Struct, eq=False):

@@ -132,13 +132,14 @@ class Heartbeat:
         if self._asked and self._asked.pop(delivery, None) is not None:
             self._extensions.forget(delivery)
 
-    def release(self, delivery: Delivery) -> None:
-        """Neither extend it nor watch its deadline any longer."""
-        delivery.covered = False
-        if self._asked:
-            self.uncover(delivery)
-        self._watched.pop(delivery, None)
-        self._looks.drop(delivery)
+    def release(self, *deliveries: Delivery) -> None:
+        """Neither extend them nor watch their deadlines any longer."""
+        for delivery in deliveries:
+            delivery.covered = False
+            if self._asked:
+                self.uncover(delivery)
+            self._watched.pop(delivery, None)
+        self._looks.drop(*deliveries)
 
     async def run(self) -> None:
         """Extend until cancelled. The work is done by timers, so that no call keeps it from looking at the clock."""
@@ -265,17 +266,18 @@ class Heartbeat:
         delivery.trouble, delivery.out_of_reach = None, False
         delivery.deadline = deadline
 
-    def done(self, entry: Delivery, error: PostroomError | None) -> None:
-        """Plan the next look at a delivery the extension of which was confirmed, or refused for good."""
-        handle = self._asked.pop(entry, "")
-        if entry not in self._watched:
-            return
+    def done(self, entries: Sequence[Delivery], error: PostroomError | None) -> None:
+        """Plan the next look at deliveries the extensions of which were confirmed, or refused for good."""
         now = self._time()
-        if error is not None and handle in {"", entry.receipt_handle}:
-            # A refusal of the older receipt handle says nothing of the one that was received meanwhile.
-            self._refused(entry, error)
-            return
-        self._looks.put([entry], max(now, self._due(entry, now)))
+        for entry in entries:
+            handle = self._asked.pop(entry, "")
+            if entry not in self._watched:
+                continue
+            if error is not None and handle in {"", entry.receipt_handle}:
+                # A refusal of the older receipt handle says nothing of the one that was received meanwhile.
+                self._refused(entry, error)
+            else:
+                self._looks.put([entry], max(now, self._due(entry, now)))
 
     def _refused(self, delivery: Delivery, error: PostroomError) -> None:
         delivery.trouble, delivery.out_of_reach = f"SQS refused its extension ({describe(error)})", False

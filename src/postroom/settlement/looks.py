@@ -47,20 +47,20 @@ class Looks:
         if self._timer is None or at < self._rings_at:
             self._set_timer()
 
-    def drop(self, delivery: Delivery) -> None:
-        """Do not look at it any longer."""
-        group = delivery.due_with
-        if group is None:
-            return
-        delivery.due_with = None
-        del group[delivery]
-        if not group:
-            self._empty += 1
-            if self._empty > len(self._heap) // 2 + _SPARE:
-                # Or every group of the last half timeout, which may be hours, would stay in memory.
-                self._heap = [entry for entry in self._heap if entry[2]]
-                heapq.heapify(self._heap)
-                self._empty = 0
+    def drop(self, *deliveries: Delivery) -> None:
+        """Do not look at them any longer."""
+        for delivery in deliveries:
+            group = delivery.due_with
+            if group is None:
+                continue
+            delivery.due_with = None
+            del group[delivery]
+            self._empty += not group
+        if self._empty > len(self._heap) // 2 + _SPARE:
+            # Or every group of the last half timeout, which may be hours, would stay in memory.
+            self._heap = [entry for entry in self._heap if entry[2]]
+            heapq.heapify(self._heap)
+            self._empty = 0
 
     def close(self) -> None:
         """Look at nothing any longer."""

@@ -26,8 +26,8 @@ class Desk(Protocol):
         """Return what to do with a decision that is about to be sent at a time of the loop."""
         ...
 
-    def ended(self, decision: Decision, error: PostroomError | None) -> None:
-        """Note how a decision ended."""
+    def ended(self, decisions: Sequence[Decision], error: PostroomError | None) -> None:
+        """Note how decisions ended: well, or all of them with one error."""
         ...
 
     def stretched(self, decision: Decision, error: PostroomError | None) -> None:
@@ -98,14 +98,23 @@ class Deletes:
             for entry in entries:
                 entry.on_its_way = False
 
-    def done(self, entry: Decision, error: PostroomError | None) -> None:
-        """Note how a delete ended."""
-        renewed = entry.sent_handle != entry.delivery.receipt_handle and entry.sent_handle
-        if renewed and not entry.over and (error is None or isinstance(error, InvalidReceiptHandle)):
-            # It was received again while the delete was on its way: only the newest handle is certain to delete it.
+    def done(self, entries: Sequence[Decision], error: PostroomError | None) -> None:
+        """Note how deletes ended."""
+        if error is None or isinstance(error, InvalidReceiptHandle):
+            renewed = [entry for entry in entries if entry.sent_handle != entry.delivery.receipt_handle]
+            if renewed:
+                entries = [entry for entry in entries if not self._is_sent_again(entry)]
+        self._desk.ended(entries, error)
+
+    def _is_sent_again(self, entry: Decision) -> bool:
+        """Send a delete again the message of which was received again while it was on its way.
+
+        Only the newest handle is certain to delete it.
+        """
+        again = entry.sent_handle not in {"", entry.delivery.receipt_handle} and not entry.over
+        if again:
             self._desk.delete_again(entry)
-        else:
-            self._desk.ended(entry, error)
+        return again
 
 
 class Changes:
@@ -151,12 +160,12 @@ class Changes:
                     self._move(entry, until, confirmed=index not in refused)
         return failures
 
-    def done(self, entry: Decision, error: PostroomError | None) -> None:
-        """Note how a change ended."""
-        if entry.extends:
-            self._desk.stretched(entry, error)
-        else:
-            self._desk.ended(entry, error)
+    def done(self, entries: Sequence[Decision], error: PostroomError | None) -> None:
+        """Note how changes ended."""
+        for entry in entries:
+            if entry.extends:
+                self._desk.stretched(entry, error)
+        self._desk.ended([entry for entry in entries if not entry.extends], error)
 
     def _move(self, entry: Decision, until: float, *, confirmed: bool) -> None:
         delivery = entry.delivery

@@ -18,7 +18,7 @@ from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
 from postroom.settlement.batcher import PATIENCE, Batcher, Fate, Work
 from postroom.settlement.dead_letters import DeadLetters
-from postroom.settlement.delivery import Decision, Delivery
+from postroom.settlement.delivery import Decision, Delivery, Ending
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.sending import Changes, Deletes
 from postroom.settlement.sleep import Moment, machine_slept
@@ -58,8 +58,8 @@ class Listener(Protocol[D_contra]):
         """Learn, once, that ownership of a message ended before SQS had confirmed what was decided about it."""
         ...
 
-    def settled(self, delivery: D_contra, settlement: Settlement, delay: float) -> None:
-        """Learn, once for each delivery, what became of it.
+    def settled(self, endings: Sequence[Ending]) -> None:
+        """Learn, once for each delivery, what became of some that ended together.
 
         SQS has confirmed the decision; or it was given up, and then the settlement is LEFT or LOST.
         """
@@ -297,13 +297,13 @@ class Settler(Generic[D]):
         """
         if delivery.settlement is None and not delivery.lost:
             delivery.settlement = Settlement.LEFT
-            self._end(delivery, Settlement.LEFT)
+            self._end(Ending(delivery, Settlement.LEFT))
 
     def lose(self, delivery: D) -> None:
         """Let go of a message that is not ours any longer. Does nothing when it is settled or lost already."""
         if delivery.settlement is None and not delivery.lost:
             delivery.lost = True
-            self._end(delivery, Settlement.LOST)
+            self._end(Ending(delivery, Settlement.LOST))
 
     async def reject(self, delivery: D, reason: str, *, to: DeadLetters | None = None) -> bool:
         """Send the message to the dead-letter queue and then delete it. Returns False where there is none.
@@ -397,17 +397,24 @@ class Settler(Generic[D]):
         entry.answer(error)
         return Fate.OVER
 
-    def ended(self, decision: Decision, error: PostroomError | None) -> None:
-        """Note how a decision ended."""
+    def ended(self, decisions: Sequence[Decision], error: PostroomError | None) -> None:
+        """Note how decisions ended: well, or all of them with one error."""
+        endings: list[Ending] = []
+        for decision in decisions:
+            if decision.over:
+                continue
+            delivery = decision.delivery
+            if error is None and delivery.settlement is not None:
+                delivery.confirmed = decision.over = True
+                if decision.waiter is not None:
+                    decision.answer()
+                endings.append(Ending(delivery, delivery.settlement, decision.delay))
+            else:
+                endings.append(self._given_up(decision, error))
+        self._end(*endings)
+
+    def _given_up(self, decision: Decision, error: PostroomError | None) -> Ending:
         delivery = decision.delivery
-        if decision.over:
-            return
-        if error is None and delivery.settlement is not None:
-            delivery.confirmed = decision.over = True
-            if decision.waiter is not None:
-                decision.answer()
-            self._end(delivery, delivery.settlement, decision.delay)
-            return
         self._failed += 1
         refusals = self._unreturned
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
@@ -415,7 +422,7 @@ class Settler(Generic[D]):
         refusals.add(str(error), delivery.message.id, delivery.tenant)
         decision.answer(error)
         delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
-        self._end(delivery, Settlement.LEFT)
+        return Ending(delivery, Settlement.LEFT)
 
     def stretched(self, decision: Decision, error: PostroomError | None) -> None:
         """Note how the request for more time of one delivery ended."""
@@ -490,14 +497,14 @@ class Settler(Generic[D]):
         """Drop a delivery that was given back and has come again: what was decided has taken effect, or is moot."""
         decision = known.decision
         if decision is None or known.settlement is None:
-            self._drop(known)
+            self._drop([known])
             return
         sent = bool(decision.sent_handle)
         known.confirmed = sent
         known.lost = not sent
         decision.answer(None if sent else _ownership_lost(known.message))
         self._changes.forget(decision)
-        self._end(known, known.settlement if sent else Settlement.LOST, decision.delay)
+        self._end(Ending(known, known.settlement if sent else Settlement.LOST, decision.delay))
 
     def _lapse(self, delivery: Delivery) -> None:
         """Note that a deadline has passed before the heartbeat told of it."""
@@ -533,7 +540,7 @@ class Settler(Generic[D]):
         if not delivery.told:
             self._listener.lost(delivery)
         if delivery.settlement is not Settlement.LEFT or not delivery.told:
-            self._end(delivery, Settlement.LOST)
+            self._end(Ending(delivery, Settlement.LOST))
 
     def _suppressed(self, delivery: Delivery) -> None:
         text = "The acknowledgement of message %s of %s is suppressed: it was lost, and will be handled again"
@@ -546,26 +553,33 @@ class Settler(Generic[D]):
         else:
             self._losses.add(cause, delivery.message.id, delivery.tenant)
 
-    def _end(self, delivery: Delivery, settlement: Settlement, delay: float = 0.0) -> None:
-        # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.
-        delivery.decision = None
-        self._drop(delivery)
-        self._counts[settlement] += 1
-        if self._observers:
-            # In a clean context: the task at hand may be another message's, or one that lasts.
-            event = MessageSettled(delivery.message, settlement, delay, delivery.tenant)
-            self._tasks.run_clean(self._observers.tell, event)
-        if not delivery.told:
-            delivery.told = True
-            self._listener.settled(delivery, settlement, delay)
+    def _end(self, *endings: Ending) -> None:
+        self._drop([ending.delivery for ending in endings])
+        untold: list[Ending] = []
+        for ending in endings:
+            delivery = ending.delivery
+            # Also what was lost while its delete waited: it must not be kept from the consumer that has it next.
+            delivery.decision = None
+            self._counts[ending.settlement] += 1
+            if self._observers:
+                # In a clean context: the task at hand may be another message's, or one that lasts.
+                event = MessageSettled(delivery.message, ending.settlement, ending.delay, delivery.tenant)
+                self._tasks.run_clean(self._observers.tell, event)
+            if not delivery.told:
+                delivery.told = True
+                untold.append(ending)
+        if untold:
+            self._listener.settled(untold)
 
-    def _drop(self, delivery: Delivery) -> None:
-        self.heartbeat.release(delivery)
-        message = delivery.message
-        # A newer delivery of the same message may be held under this id.
-        if self._held.get(message.id) is delivery:
-            del self._held[message.id]
-            self.tally.bytes -= len(message.body)
+    def _drop(self, deliveries: Sequence[Delivery]) -> None:
+        """Hold deliveries no longer. A newer one of the same message may be held under its id."""
+        self.heartbeat.release(*deliveries)
+        held, tally = self._held, self.tally
+        for delivery in deliveries:
+            message = delivery.message
+            if held.get(message.id) is delivery:
+                del held[message.id]
+                tally.bytes -= len(message.body)
 
     def _let_go_of_all(self) -> None:
         self._deletes.close()
@@ -580,7 +594,7 @@ class Settler(Generic[D]):
                 self._failed += 1
                 decision.answer(ClosedError(_STOPPED.format(delivery.message.id)))
             delivery.settlement = Settlement.LEFT
-            self._end(delivery, Settlement.LEFT)
+            self._end(Ending(delivery, Settlement.LEFT))
         for refusals in (self._undeleted, self._unreturned, self._losses, self._nowhere):
             refusals.flush()
 

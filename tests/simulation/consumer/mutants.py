@@ -24,7 +24,7 @@ from postroom.consumer.intake import Intake
 from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
-from postroom.resources import Lease
+from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Delivery, Heartbeat, Settler, batcher, dead_letters
 from postroom.settlement.letters import REASON
@@ -109,10 +109,12 @@ def _shared_context(run_handler: Any) -> Any:
     return mutant
 
 
-def _released_before_the_handler(run_with: Any) -> Any:
-    async def mutant(self: Any, job: Job, lease: Lease[Any]) -> None:
-        lease.release()
-        await run_with(self, job, lease)
+def _released_before_the_handler(try_hold: Any) -> Any:
+    def mutant(self: Any, context: Any) -> Any:
+        held = try_hold(self, context)
+        if held is not None:
+            held.release()
+        return held
 
     return mutant
 
@@ -125,7 +127,7 @@ def _wait_in_the_slot(_lease: Any) -> Any:
 
 
 def _slot_per_batch(ended: Any) -> Any:
-    def mutant(self: Any, job: Job) -> None:
+    def mutant(self: Any, job: Job, _defect: object = None) -> None:
         self.over = [*getattr(self, "over", []), job]
         if len(self.over) == len(self.jobs):
             over, self.over = self.over, []
@@ -280,7 +282,7 @@ def _fails_duplicates(_was_handled: Any) -> Any:
 
 def _ends_pauses(recovered: Any) -> Any:
     def mutant(self: Any, tenant: Any, host: Any, now: float) -> Any:
-        self._met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+        self.met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
         return recovered(self, tenant, host, now)
 
     return mutant
@@ -338,7 +340,7 @@ def _sleeps_lightly(sleep: Any) -> Any:
 def _trips_for_late_failures(failed: Any) -> Any:
     def mutant(self: Any, job: Job, error: BaseException, options: Any, now: float) -> float | None:
         until: float | None = failed(self, job, error, options, now)
-        known = self._breakers[job.tenant]
+        known = self.failing[job.tenant]
         if until is None and known.until is not None:
             until = self._trip(job, known, options, now)
         return until
@@ -450,9 +452,9 @@ MUTANTS = (
     Mutant("shares one context object", swap(Pipeline, "_run_handler", _shared_context), 27, "isolation"),
     Mutant(
         "gives the lease back before the handler",
-        swap(Pipeline, "_run_with", _released_before_the_handler),
-        1,
-        "liveness",
+        swap(ResourcePool, "try_hold", _released_before_the_handler),
+        0,
+        "I2",
     ),
     Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 5, "S3"),
     Mutant("sends the backoff beside an extension", swap(Changes, "fate", _beside_an_extension), 36, "S3"),

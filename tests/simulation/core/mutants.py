@@ -61,7 +61,15 @@ def grants_one_slot_too_many(patch: Patch) -> None:
 @mutant(0)
 def ignores_the_cap_of_a_tenant(patch: Patch) -> None:
     """A lane may run whatever it has."""
-    patch.setattr(Scheduler, "_may_run", lambda self, lane: bool(lane.waiting) and not lane.blocked)
+    grant = Scheduler.grant
+
+    def uncapped(self: Scheduler[Any], now: float = 0.0) -> Any:
+        for lane in self.lanes():
+            lane.cap = self.total
+        return grant(self, now)
+
+    patch.setattr(Scheduler, "grant", uncapped)
+    patch.setattr(Scheduler, "_look_up", lambda self, lane: None)
 
 
 @mutant(0)

@@ -5,7 +5,7 @@ believe it, not the core.
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence, Sized
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -208,6 +208,16 @@ class Access:
     opening: bool = False
 
 
+class _Failures:
+    """How many tenants have failed since their last success."""
+
+    def __init__(self, tenants: dict[int, Access]) -> None:
+        self._tenants = tenants
+
+    def __len__(self) -> int:
+        return sum(each.failures > 0 for each in self._tenants.values())
+
+
 class ModelPool:
     """A pool: it opens with single flight, leaves what failed alone, and a whole host after a few of its tenants."""
 
@@ -222,9 +232,9 @@ class ModelPool:
         self.exhausted_until = 0.0
 
     @property
-    def troubled(self) -> bool:
-        """Whether anything is left alone, or has failed since its last success."""
-        return bool(self._failed_on) or any(each.failures for each in self.tenants.values())
+    def troubles(self) -> Sequence[Sized]:
+        """What is left alone, or has failed since its last success."""
+        return self._failed_on, _Failures(self.tenants)
 
     def is_open(self, context: Any) -> bool:
         """Return whether a tenant's resources are open."""

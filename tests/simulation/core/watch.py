@@ -362,7 +362,7 @@ class Watch(World):
         if len(away) != count or count > MOST_AWAY + 60:
             raise Violation(f"memory: {len(away)} are away, or {count}")
         remembered, most = self.process.availability, availability_module.REMEMBER
-        if len(remembered._breakers) > most or len(remembered._outages) > most:
+        if len(remembered.failing) > most or len(remembered.known_outages) > most:
             raise Violation("memory: more is remembered of breakers and outages than may be")
 
     def watch_slots(self) -> None:

@@ -902,7 +902,7 @@ class World:
         policy = self.plan.retry
         number = job.attempt if job.started or job.counted else job.receives
         delay = min(policy.cap, policy.base * 2.0 ** min(number - 1, 30)) * self.rng.uniform(0.5, 1.0)
-        if self.plan.with_pool and self.pool.troubled and job.problem is None:
+        if self.plan.with_pool and any(self.pool.troubles) and job.problem is None:
             delay = max(delay, self.pool.retry_after(job.context))
         if job.settlement is None and not job.lost:
             behind = [each for each in self.scheduler.behind_of(job) if each.settlement is None and not each.lost]

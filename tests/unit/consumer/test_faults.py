@@ -127,7 +127,7 @@ def test_memory_is_bounded() -> None:
     watch = Watch(breaker_after=1, messages=1)
     for number in range(REMEMBER + 500):
         watch.availability.failed(job(number, number), ERROR, watch.options, 0.0)
-    assert len(watch.availability._breakers) == len(watch.availability._open) == REMEMBER
+    assert len(watch.availability.failing) == len(watch.availability._open) == REMEMBER
 
 
 def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:

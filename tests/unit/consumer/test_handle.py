@@ -12,7 +12,7 @@ import pytest
 
 from postroom import HandlerTimeout, Message, MessageContext
 from postroom.consumer.context import current_message, enter_message
-from postroom.consumer.handlers import build_handle
+from postroom.consumer.handlers import build_handle, refuse_unworked
 from postroom.consumer.threads import Outcome, Threads
 from postroom.options import Call
 from postroom.testing.loop import run_virtual
@@ -23,7 +23,9 @@ from support.settles import Recorded, context_of
 async def call(handler: Callable[..., Any], *, ctx: MessageContext[Any, Any] | None = None, **options: Any) -> None:
     """Build the call and make it."""
     options = {"middleware": (), "timeout": None, "threads": None, **options}
-    await build_handle(handler, **options)("payload", ctx or context_of(Recorded()))
+    result = await build_handle(handler, **options)("payload", ctx or context_of(Recorded()))
+    if result is not None:
+        refuse_unworked(result)
 
 
 async def in_thread(handler: Callable[..., Any], **options: Any) -> None:

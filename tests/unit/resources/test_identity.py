@@ -170,6 +170,16 @@ def test_a_context_that_is_changed_afterwards_cannot_become_another_tenant() -> 
     assert identity != identify(Careless("b"))
 
 
+def test_a_frozen_context_that_comes_again_is_known_by_itself() -> None:
+    """One that was collected is not: another tenant's may have its place in memory."""
+    identify = Identifier()
+    context = Tenant("a")
+    assert identify(context) is identify(context)
+    assert identify(context) == identify(Tenant("a"))
+    assert len({identify(Tenant(str(number))) for number in range(10_000)}) == 10_000
+    assert len(identify._recent) <= 4_096
+
+
 def test_what_is_known_of_types_is_bounded() -> None:
     """Contexts of ever new types do not fill the memory, and are told apart all the same."""
     identify = Identifier()

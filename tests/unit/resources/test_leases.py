@@ -143,7 +143,8 @@ def test_releasing_twice_releases_once() -> None:
     run_virtual(main())
 
 
-def test_a_forgotten_lease_warns_and_gives_itself_back() -> None:
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_forgotten_lease_warns_and_gives_itself_back(is_open: bool) -> None:
     """What is never released is noticed, and does not hold its resource forever."""
     databases = Databases()
 
@@ -153,6 +154,8 @@ def test_a_forgotten_lease_warns_and_gives_itself_back() -> None:
 
     async def main() -> None:
         async with ResourcePool(databases.provide) as pool:
+            if is_open:
+                (await pool.acquire(A)).release()
             with pytest.warns(ResourceWarning, match="a:us-east-1"):
                 await asyncio.create_task(forget(pool))
             await settle()

@@ -58,9 +58,9 @@ class Recorder:
         """Send what is not over."""
         return Fate.OVER if entry in self.over else Fate.WAIT if entry in self.waiting else Fate.SEND
 
-    def done(self, entry: int, error: PostroomError | None) -> None:
+    def done(self, entries: Sequence[int], error: PostroomError | None) -> None:
         """Take an end."""
-        self.ended.append((entry, error))
+        self.ended += [(entry, error) for entry in entries]
 
 
 def _fatal(error: BaseException) -> None:

@@ -19,7 +19,7 @@ from postroom.errors import (
 from postroom.events import Observers
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import Visibility
-from postroom.settlement import DeadLetters, Delivery, Settler
+from postroom.settlement import DeadLetters, Delivery, Ending, Settler
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy, SendResult
@@ -94,9 +94,9 @@ class Desk:
     def lost(self, delivery: Delivery) -> None:
         """Learn of a loss."""
 
-    def settled(self, delivery: Delivery, settlement: Settlement, delay: float) -> None:
-        """Note an end."""
-        self.told.append((delivery.message.id, settlement))
+    def settled(self, endings: Sequence[Ending]) -> None:
+        """Note ends."""
+        self.told += [(each.delivery.message.id, each.settlement) for each in endings]
 
 
 def _fatal(error: BaseException) -> None:

@@ -25,7 +25,7 @@ from postroom.errors import (
 from postroom.events import Event, MessageSettled, Observers
 from postroom.message import Message
 from postroom.options import Visibility
-from postroom.settlement import DeadLetters, Delivery, Moment, Settler
+from postroom.settlement import DeadLetters, Delivery, Ending, Moment, Settler
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, Queue, RedrivePolicy, VisibilityChange
@@ -71,9 +71,9 @@ class Desk:
         """Note a loss."""
         self.losses.append(delivery)
 
-    def settled(self, delivery: Delivery, settlement: Settlement, delay: float) -> None:
-        """Note an end."""
-        self.told.append((delivery.message.id, settlement, delay))
+    def settled(self, endings: Sequence[Ending]) -> None:
+        """Note ends."""
+        self.told += [(each.delivery.message.id, each.settlement, each.delay) for each in endings]
 
     def take(self, *messages: Message) -> list[Delivery]:
         """Hold messages."""
