@@ -12,6 +12,11 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+def pytest_collectstart() -> None:
+    """Keep the garbage collector out of the collection, which makes little garbage and keeps all the rest."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Hide what was collected from the garbage collector.
 
@@ -19,6 +24,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
