@@ -43,7 +43,7 @@ example: named $(STAMP)  ## run an example; NAME=fifo, or another directory of e
 	esac
 
 test: $(STAMP)  ## run the test suite
-	$(RUN)pytest -n 4 --dist loadgroup $(ARGS)
+	$(RUN)pytest -n 4 --dist worksteal $(ARGS)
 
 long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
 	$(RUN)pytest -m long $(ARGS)

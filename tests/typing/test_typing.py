@@ -21,7 +21,7 @@ CHECKERS = ("mypy", "pyright")
 Finding = tuple[str, int, str]
 """File, line, and the checker's name of the error."""
 
-pytestmark = [pytest.mark.typing, pytest.mark.timeout(300), pytest.mark.xdist_group("typing")]
+pytestmark = [pytest.mark.typing, pytest.mark.timeout(300)]
 
 _MYPY_ERROR = re.compile(r"^(?P<file>[^:\n]+\.py):(?P<line>\d+): error: .*\[(?P<code>[\w-]+)\]$", re.MULTILINE)
 _MARKER = re.compile(r"# E: (?P<errors>.+)$")

@@ -16,7 +16,7 @@ from postroom.message import Message
 from postroom.transports.memory import MemoryClient
 from support.chromium import CHROMIUM, MISSING, Page, chromium
 
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=MISSING), pytest.mark.xdist_group("chromium")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 TOKEN = "correct horse battery"
 
