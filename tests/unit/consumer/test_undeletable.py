@@ -46,7 +46,7 @@ class Site:
                 return await delete(queue, handles)
             self.deletes.append(asyncio.get_running_loop().time())
             if isinstance(self.error, Exception):
-                raise self.error
+                raise self.error.with_traceback(None)
             return [EntryFailure(n, each.code) for n, each in enumerate(self.error * len(handles))]
 
         patch.setattr(MemoryQueue, "delete", failing)

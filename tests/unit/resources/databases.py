@@ -68,7 +68,7 @@ class Databases:
         try:
             await asyncio.sleep(1e9 if tenant in self.stuck else self.open_seconds)
             if tenant in self.errors:
-                raise self.errors[tenant]
+                raise self.errors[tenant].with_traceback(None)  # else it has the frames of each time before
         except BaseException:
             self._live -= 1
             raise
