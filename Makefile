@@ -45,7 +45,7 @@ example: named $(STAMP)  ## run an example; NAME=fifo, or another directory of e
 test: $(STAMP)  ## run the test suite
 	$(RUN)pytest -n 4 --dist worksteal $(ARGS)
 
-long: $(STAMP)  ## run the tests that take ten seconds or more each: crashes, endurance, outages, real processes
+long: $(STAMP)  ## run what takes ten seconds or more each (crashes, endurance, outages, real processes), and further cases
 	$(RUN)pytest -m long $(ARGS)
 
 check: $(STAMP)  ## lint, types, layers, retired words

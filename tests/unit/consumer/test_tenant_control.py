@@ -28,6 +28,7 @@ from postroom.consumer.tenants import Tenants
 from postroom.local import LocalBroker
 from postroom.message import Message
 from postroom.options import Faults, OpenBackoff
+from support.receives import LIMITS
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")
@@ -211,7 +212,7 @@ async def test_a_web_route_lists_pauses_and_resumes_while_the_consumer_runs() ->
             server.server_close()
 
 
-@pytest.mark.parametrize("most", range(1, 21))
+@pytest.mark.parametrize("most", LIMITS)
 def test_an_outage_dead_letters_nothing(most: int) -> None:
     """A host with twenty tenants is down for two minutes, and one tenant is paused: in the end all is handled."""
 
@@ -241,7 +242,7 @@ def test_an_outage_dead_letters_nothing(most: int) -> None:
     assert in_world(scenario) == (24 * 4, 24, (0, 0))
 
 
-@pytest.mark.parametrize("most", range(1, 21))
+@pytest.mark.parametrize("most", LIMITS)
 def test_a_message_of_a_broken_tenant_is_dead_lettered_only_for_its_own_failures(most: int) -> None:
     """What waits for the breaker has been deferred at most as often as leaves three real attempts."""
 

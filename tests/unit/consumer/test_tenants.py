@@ -8,6 +8,7 @@ import pytest
 
 from postroom import ConfigurationError, Consumer, MessageContext, Polling
 from postroom.consumer.statuses import TenantState
+from support.receives import LIMITS
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")
@@ -227,7 +228,7 @@ def test_a_limit_of_nothing_or_out_of_range_is_refused(name: str, value: Any) ->
         Consumer("orders").tenants.limit("a", **limits)
 
 
-@pytest.mark.parametrize("most", range(1, 21))
+@pytest.mark.parametrize("most", LIMITS)
 def test_parking_and_pausing_dead_letter_nothing(most: int) -> None:
     """Whatever the maxReceiveCount: noise with scouts, and a paused tenant, and in the end all is handled."""
 
