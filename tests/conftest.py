@@ -2,7 +2,10 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Iterator
+from functools import cache
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +28,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    _read_aws_once()
+
+
+def _read_aws_once() -> None:
+    """Let all sessions of botocore share what they read of AWS: each one reads megabytes of JSON else."""
+    if (session := sys.modules.get("botocore.session")) is not None:
+        patch.object(session, "create_loader", cache(session.create_loader)).start()
 
 
 @pytest.fixture(autouse=True)
