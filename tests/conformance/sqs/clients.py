@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +131,8 @@ def create_client(
 
 
 def _speak_query(session: Any) -> None:
-    loader = session.get_component("data_loader")
+    loader = copy(session.get_component("data_loader"))  # other sessions may share it
+    session.register_component("data_loader", loader)
     load: Callable[..., dict[str, Any]] = loader.load_service_model
 
     def load_service_model(service: str, type_name: str, api_version: str | None = None) -> dict[str, Any]:
