@@ -1,6 +1,7 @@
 # Every target is a plain command; the first one builds the environment from the lock file.
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 UV := .uv/bin/uv
 STAMP := .uv/installed
 RUN := $(VENV)/bin/
@@ -12,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo named example test long check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
+.PHONY: help demo named example test long lowest check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +48,11 @@ test: $(STAMP)  ## run the test suite
 
 long: $(STAMP)  ## run what takes ten seconds or more each (crashes, endurance, outages, real processes), and further cases
 	$(RUN)pytest -m long $(ARGS)
+
+lowest: $(UV)  ## run the test suite with the oldest Python and the oldest library versions that pyproject.toml allows
+	$(UV) venv --quiet --clear --python 3.11 $(LOWEST)
+	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct -r pyproject.toml --all-extras --group test -e .
+	$(LOWEST)/bin/pytest -n 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, types, layers, retired words
 	$(RUN)ruff check .
@@ -131,4 +137,4 @@ fmt: $(STAMP)  ## format and fix what can be fixed
 	$(RUN)ruff check --fix .
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) $(LOWEST) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -41,7 +41,7 @@ def _read_lenient(action: Action, body: bytes, cause: Exception) -> Any:
         if action.name not in {"SendMessage", "SendMessageBatch"}:
             json.dumps(document, ensure_ascii=False).encode()
         return msgspec.convert(document, action.request)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):
         raise BrokerError("SerializationException", f"The request is not valid: {cause}") from cause
 
 
