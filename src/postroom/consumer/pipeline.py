@@ -10,8 +10,6 @@ from random import Random
 from sys import exc_info
 from typing import Any, cast
 
-import msgspec
-
 from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core
 from postroom.consumer.engine import Engine
@@ -19,6 +17,7 @@ from postroom.consumer.failing import FailureLog
 from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
+from postroom.consumer.settling import Settling, log_last_receive
 from postroom.consumer.tenants import Tenants
 from postroom.errors import (
     AlreadyHandled,
@@ -44,9 +43,8 @@ from postroom.message import Message
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.resources.failures import is_of_server
-from postroom.settlement import backoff, exponential
+from postroom.settlement import backoff
 from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
-from postroom.transactions import MessageKey
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -214,7 +212,7 @@ class Pipeline:
         if self._core.closing and not self._core.keeps(job):
             raise _NotNow
         job.started = job.tried = True
-        settling = _Settling(job, self._engine)
+        settling = Settling(job, self._engine)
         ctx = MessageContext(job.message, job.context, resources, job.tenant, job.attempt, settling)
         enter_message(ctx)
         try:
@@ -232,7 +230,7 @@ class Pipeline:
                 raise only from None
             raise
 
-    async def _observed(self, job: Job, ctx: MessageContext[Any, Any], settling: "_Settling") -> None:
+    async def _observed(self, job: Job, ctx: MessageContext[Any, Any], settling: Settling) -> None:
         """Call the handler, and tell the observers of it."""
         began = self._time()
         error: BaseException | None = None
@@ -515,7 +513,7 @@ class Pipeline:
                 self._ack(job)
             case AckMode.MANUAL:
                 if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
-                    _log_last_receive(job)
+                    log_last_receive(job)
                 self._leave(job)
             case AckMode.ON_SUCCESS:
                 self._retry(job, error)
@@ -527,7 +525,7 @@ class Pipeline:
         if job.settlement is None and not job.lost:
             tried = not isinstance(error, ResourceError | _Diverted)
             if self._core.retry(job, error, delay, self._time(), tried=tried):
-                _log_last_receive(job)
+                log_last_receive(job)
             self._engine.act()
         else:
             self._give_group_back(job)
@@ -559,62 +557,6 @@ class Pipeline:
         if job.lost or job.settlement not in _GONE:
             self._core.give_group_back(job)
             self._engine.act()
-
-
-class _Settling(msgspec.Struct, eq=False):
-    """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()`` of one message."""
-
-    _job: Job
-    _engine: Engine
-    transactions: int = 0
-    written: set[MessageKey] | None = None
-    idle: float = 0.0
-
-    @property
-    def limit(self) -> TimeLimit | None:
-        """The time limit of this call of the handler."""
-        return self._job.limit
-
-    @limit.setter
-    def limit(self, limit: TimeLimit | None) -> None:
-        self._job.limit = limit
-
-    @property
-    def lost(self) -> bool:
-        """Whether another consumer may have the message by now."""
-        job = self._job
-        return job.settlement is None and not job.source.settler.ours(job)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The consumer's loop."""
-        return self._engine.tasks.loop
-
-    async def acknowledge(self) -> None:
-        """Delete the message and return when that is confirmed."""
-        await self._job.source.settler.ack_now(self._job)
-        self._engine.settled_by_hand(self._job)
-
-    async def give_back(self, delay: float | None) -> None:
-        """Leave the message in the queue and return when that is confirmed."""
-        job = self._job
-        if delay is None:
-            delay = exponential(job.source.retry_of(job), job.attempt, Random())  # noqa: S311 - jitter
-        attempts = job.source.attempts
-        attempts.failed(job)
-        if (reason := attempts.why_over(job, "ctx.retry()")) is not None and await job.source.settler.reject(
-            job, reason
-        ):
-            self._engine.rejections.sent(job, reason)
-        else:
-            await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
-            if attempts.is_last(job):
-                _log_last_receive(job)
-        self._engine.settled_by_hand(job)
-
-    async def extend(self, seconds: float) -> None:
-        """Keep the message invisible for so many seconds from now, and return when that is confirmed."""
-        await self._job.source.settler.extend_now(self._job, seconds)
 
 
 def _for_invalid(error: PayloadError, what: OnInvalid) -> Reject | Drop | None:
@@ -666,23 +608,6 @@ def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
     tenant, why = tenant_in_words(job.tenant), reason or "no reason given"
     arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)
     _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
-
-
-def _log_last_receive(job: Job) -> None:
-    text = (
-        "Message %s of %s failed at its last receive (%d of %d): SQS moves it to the dead-letter queue, without a "
-        "reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
-    )
-    most = job.source.facts.max_receives
-    _log.warning(
-        text,
-        job.message.id,
-        tenant_in_words(job.tenant),
-        job.receives,
-        most,
-        most,
-        extra=about(job, step=Step.DEAD_LETTER),
-    )
 
 
 def _log_left_at_last_receive(job: Job) -> None:
