@@ -60,6 +60,11 @@ _ASSIGNED: Final = re.compile(
 _SPOKEN: Final = re.compile(
     r"(?P<head>\b(?:password|identified\s+by)\s+)(?P<value>'(?:''|[^'])*'|\"[^\"]*\")", re.IGNORECASE
 )
+_STATED: Final = re.compile(
+    # The password is x. A plain word is what is wrong with it: the password is invalid.
+    r"(?P<head>\b(?i:(?:pass(?:word|wd|phrase|code)|pwd|secret|token|api[ _-]?key)\s+(?:is|was)(?:\s+now)?:?\s+))"
+    r"(?P<value>'[^']+'|\"[^\"]+\"|(?!(?:[A-Z]?[a-z]{0,15}|[A-Z]{1,15})[.,;:!?)'\"]{0,5}(?:[\s\\]|\Z))[^\s'\"]{4,})"
+)
 _HEADER: Final = re.compile(
     # Of cookies only what has a name and a value: "invalid cookie: too long" is a cause.
     r"(?P<head>\b(?:(?:proxy-)?authorization\\*['\"]?\s*[=:,]|(?:set-)?cookie\\*['\"]?\s*"
@@ -92,8 +97,20 @@ _ELEMENT: Final = re.compile(
     re.IGNORECASE,
 )
 _LOGIN: Final = re.compile(
-    # curl -u app:x, also in a list.
-    r"""(?P<head>(?<![^\s'"\[(,])(?:-u|--(?:proxy-)?user)['"]?,?\s+['"]?[^\s:'"]{1,100}:)(?P<value>[^\s'"]+)"""
+    # curl -u app:x, also in a list; but no path (sort -u), no format (date -u), no numbers (docker run -u 1000:1000).
+    r"""(?P<head>(?<![^\s'"\[(,])(?:-u|--(?:proxy-)?user)['"]?,?\s+['"]?(?![+.~]|\d+:\d+(?![^\s'"])|[A-Za-z]:\\)"""
+    r"""[^\s:/'"]{1,100}:)(?P<value>[^\s'"]+)"""
+)
+_COMMAND: Final = re.compile(
+    # mysql -px, sshpass -p x, redis-cli -a x, also in a list. mysql -p x asks for it, and x is a database.
+    r"""(?P<head>(?<![\w-])(?:(?:mysql|mariadb)[\w-]{0,20}\b[^\r\n]{0,400}?[\s'"]-p"""
+    r"""|sshpass['",]{0,2}\s+['"]?-p(?:['"]?,?\s+)?|(?:redis|valkey)-cli\b[^\r\n]{0,400}?[\s'"]-a['"]?,?\s+))"""
+    r"""(?P<value>(?<=['"]-p)[^'"]+|'[^']+'|"[^"]+"|[^\s'",][^\s'"]*)"""
+)
+_ORACLE: Final = re.compile(
+    # scott/x@db:1521/orders, scott/x@(DESCRIPTION=...). Behind the @ of a package (owner/name@v4/file) is a version.
+    r"(?P<head>(?<![\w./@-])[\w$#.-]{1,128}/)(?P<value>\"[^\"\r\n]{1,128}\"|[^\s/'\"]{1,128})"
+    r"(?=@(?:\(|(?://)?(?!v?\d{1,9}(?:\.\d{1,9}){0,2}[/-])[\w.-]{1,253}(?::\d{1,5}(?![\w.])|/\w)))"
 )
 _PARAMETERS: Final = re.compile(r"(?P<head>\[parameters:\s*)(?P<value>[^\r\n]*)")
 _OF_INPUT: Final = r"invalid input (?:syntax|value) for [^:\r\n]{1,100}|malformed [\w ]{1,40} literal|out of range"
@@ -114,8 +131,8 @@ _DATA: Final = tuple(
 """What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
 _PATTERNS: Final = (
-    _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ASSIGNED, _SPOKEN, _OPTION, _LOGIN, _SCHEME, _ACCESS_KEY, _HOOK,
-    _PARAMETERS, *_DATA,
+    _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ORACLE, _ASSIGNED, _SPOKEN, _STATED, _OPTION, _LOGIN, _COMMAND,
+    _SCHEME, _ACCESS_KEY, _HOOK, _PARAMETERS, *_DATA,
 )  # fmt: skip
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 
@@ -310,7 +327,7 @@ def hidden_values(record: object) -> set[str]:
 
 
 def _secrets_in(text: str) -> Iterator[str]:
-    for pattern in (_URL, _ASSIGNED, _SPOKEN):
+    for pattern in (_URL, _ORACLE, _ASSIGNED, _SPOKEN, _STATED):
         for match in pattern.finditer(text):
             value = match["value"].strip("\\'\"")
             yield from (each for each in (value, unquote(value)) if len(each) >= _SHORTEST_SECRET)
