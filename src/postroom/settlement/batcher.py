@@ -15,6 +15,7 @@ from postroom.errors import (
     InvalidReceiptHandle,
     InvalidRequest,
     PostroomError,
+    QueueNotFound,
     ServiceUnavailable,
     TransportError,
 )
@@ -38,6 +39,9 @@ DENIED_AT_STOP: Final = Pauses(first=1.6, cap=1.6)
 """Between two calls that are denied, in a stop."""
 PATIENCE: Final = 300.0
 """Seconds for which a call that is denied is tried again: renewing credentials takes no longer."""
+CHANGEABLE: Final = (AccessDenied, QueueNotFound, InvalidRequest)
+"""Refusals of a whole call that may end: a queue is not known for a while after it was made, and AWS gives the deletion
+of one up to 60 s; an endpoint may answer wrongly while it is replaced."""
 MAX_BYTES: Final = 1_048_576
 """The largest message, and the largest sum of a batch (quotas-messages.html)."""
 ANSWER: Final = 60.0
@@ -87,7 +91,7 @@ class Batcher(Generic[E]):
 
     An entry that SQS refuses as the sender's fault, and every entry of a call that SQS will refuse again, ends at
     once. The rest is tried again until ``Work.fate`` says that it is over: what is to be done while a message is
-    ours is worth trying as long as it is. A call that is denied is tried for ``PATIENCE`` seconds, in a stop once:
+    ours is worth trying as long as it is. A call that is denied is tried for ``patience`` seconds, in a stop once:
     credentials may be about to be renewed. However much waits, the calls that fail follow one backoff.
 
     Args:
@@ -99,6 +103,7 @@ class Batcher(Generic[E]):
         pauses: between two calls while they fail.
         denied: between two calls while they are denied.
         patience: seconds for which a call that is denied is tried again.
+        denials: errors of a whole call that count as denied.
         most: entries that may wait while calls fail; None for no bound.
         at_once: calls that leave before others are answered, so that a refusal is known before all have left. A call
             counts for a second: one that hangs keeps nothing from leaving. None for no bound.
@@ -117,6 +122,7 @@ class Batcher(Generic[E]):
         pauses: Pauses = REFUSED,
         denied: Pauses = DENIED,
         patience: float = PATIENCE,
+        denials: tuple[type[PostroomError], ...] = (AccessDenied,),
         most: int | None = MOST_WAITING,
         at_once: int | None = None,
         size: Callable[[E], int] | None = None,
@@ -131,6 +137,7 @@ class Batcher(Generic[E]):
         self._pauses = pauses
         self._denied_pauses = denied
         self._patience = patience
+        self._denials = denials
         self._most = most
         self._at_once = at_once
         self._size = size
@@ -397,7 +404,7 @@ class Batcher(Generic[E]):
     def _call_failed(self, batch: list[E], error: PostroomError, sent_at: float) -> None:
         self.last_error = _without_frames(error)
         now = self._time()
-        if isinstance(error, AccessDenied):
+        if isinstance(error, self._denials):
             self._denied(batch, error, sent_at, now)
         elif _may_pass(error):
             self._trouble.failed(len(batch), error)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from postroom.errors import InvalidReceiptHandle, PostroomError, ServiceUnavailable, Throttled
 from postroom.options import MAX_VISIBILITY, Visibility
-from postroom.settlement.batcher import Batcher, Fate, named
+from postroom.settlement.batcher import CHANGEABLE, Batcher, Fate, named
 from postroom.settlement.delivery import Delivery
 from postroom.settlement.gate import Pauses
 from postroom.settlement.looks import Looks
@@ -87,6 +87,7 @@ class Heartbeat:
             pauses=_pauses(visibility.timeout),
             denied=_pauses(visibility.timeout),
             patience=MAX_VISIBILITY,
+            denials=CHANGEABLE,
             most=None,
             at_once=_AT_ONCE,
             rng=rng,

@@ -16,7 +16,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.settlement.backoff import whole_seconds
-from postroom.settlement.batcher import PATIENCE, Batcher, Fate, Work
+from postroom.settlement.batcher import CHANGEABLE, PATIENCE, Batcher, Fate, Work
 from postroom.settlement.dead_letters import DeadLetters
 from postroom.settlement.delivery import Decision, Delivery, Ending
 from postroom.settlement.heartbeat import Heartbeat
@@ -126,7 +126,7 @@ class Settler(Generic[D]):
         name = queue.info.name
         self._deleting = Deletes(self, queue)
         doing = f"Deleting messages of {name}"
-        # For as long as they are ours, also where it is denied: given up, they would be handled again.
+        # For as long as they are ours, also where it is refused: given up, they would be handled again.
         self._deletes = self._batcher("delete", self._deleting, doing, rng, patience=MAX_VISIBILITY)
         doing = f"Changing the visibility of messages of {name}"
         self._changes = self._batcher("change", Changes(self, queue), doing, rng, patience=PATIENCE)
@@ -449,7 +449,16 @@ class Settler(Generic[D]):
     ) -> Batcher[Decision]:
         tasks = self._tasks
         trouble = Trouble(doing, "tried again while they are ours", tasks=tasks, queue=self._queue.info.name)
-        return Batcher[Decision](name, work, tasks=tasks, linger=LINGER, trouble=trouble, patience=patience, rng=rng)
+        return Batcher[Decision](
+            name,
+            work,
+            tasks=tasks,
+            linger=LINGER,
+            trouble=trouble,
+            patience=patience,
+            denials=CHANGEABLE,
+            rng=rng,
+        )
 
     def _check_open(self, delivery: Delivery) -> None:
         """Raise unless something may still be asked of SQS for a delivery."""

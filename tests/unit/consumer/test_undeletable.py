@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from postroom import AccessDenied, AckMode, Consumer, MessageContext, Polling, Reject, ServiceUnavailable, Visibility
+from postroom import (
+    AccessDenied,
+    AckMode,
+    Consumer,
+    InvalidRequest,
+    MessageContext,
+    Polling,
+    QueueNotFound,
+    Reject,
+    ServiceUnavailable,
+    Visibility,
+)
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import NO_HANDLE, EntryFailure
 from support.world import Order, Tenant, World, in_world
@@ -76,7 +87,16 @@ def run(patch: pytest.MonkeyPatch, scenario: Callable[[Site], Awaitable[Any]], *
     return in_world(main)
 
 
-@pytest.mark.parametrize("error", [DENIED, ServiceUnavailable("503"), [EntryFailure(0, "InternalError")]])
+@pytest.mark.parametrize(
+    "error",
+    [
+        DENIED,
+        ServiceUnavailable("503"),
+        [EntryFailure(0, "InternalError")],
+        QueueNotFound("not known yet"),
+        InvalidRequest("an endpoint that is being replaced"),
+    ],
+)
 def test_what_was_handled_is_handled_once_however_long_deletes_fail(
     error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from postroom.errors import AccessDenied, ServiceUnavailable
+from postroom.errors import AccessDenied, InvalidRequest, QueueNotFound, ServiceUnavailable, TransportError
 from postroom.options import Visibility
 from postroom.settlement import Delivery, Heartbeat
 from postroom.tasks import Tasks
@@ -436,8 +436,9 @@ def test_an_outage_costs_tens_of_calls_and_two_lines_for_a_thousand_messages(cap
 
 
 @pytest.mark.parametrize("timeout", [1, 3, 60])
-def test_denied_extensions_are_tried_until_the_deadline(timeout: int) -> None:
-    """Credentials that are renewed meanwhile save the message, also with a short timeout."""
+@pytest.mark.parametrize("error", [AccessDenied("ExpiredToken"), QueueNotFound("not yet"), InvalidRequest("odd")])
+def test_refused_extensions_are_tried_until_the_deadline(timeout: int, error: TransportError) -> None:
+    """Credentials that are renewed, or a queue that is found meanwhile, save the message, also with a short timeout."""
 
     async def main() -> Covered:
         queue = ScriptedQueue()
@@ -445,7 +446,7 @@ def test_denied_extensions_are_tried_until_the_deadline(timeout: int) -> None:
 
         async def deny(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
             if loop.time() < 0.75 * timeout:
-                raise AccessDenied("ExpiredToken", code="ExpiredToken")
+                raise error
             return []
 
         queue.on_change = deny
