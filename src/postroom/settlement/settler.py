@@ -10,7 +10,14 @@ from typing import Any, Final, Generic, Protocol
 from typing_extensions import TypeVar
 
 from postroom.display import counted
-from postroom.errors import ClosedError, ConfigurationError, InvalidReceiptHandle, OwnershipLost, PostroomError
+from postroom.errors import (
+    ClosedError,
+    ConfigurationError,
+    InvalidReceiptHandle,
+    OwnershipLost,
+    PostroomError,
+    QueueNotFound,
+)
 from postroom.events import MessageSettled, Observers
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
@@ -39,10 +46,8 @@ _BRIEF: Final = 5.0
 _LATE: Final = 1.0
 """Seconds between a deadline and the look at it, from which on something kept the event loop from it."""
 
-_UNDELETED: Final = "%s of {} could not be deleted (%s): they were handled, and will be handled again. Messages: %s"
-_UNRETURNED: Final = (
-    "%s of {} could not be given back (%s): they come back after their visibility timeout. Messages: %s"
-)
+_UNDELETED: Final = "%s of {} could not be deleted %s. Messages: %s"
+_UNRETURNED: Final = "%s of {} could not be given back %s. Messages: %s"
 _LOST: Final = "%s of {} were lost, too (%s): another consumer may have them. Messages: %s"
 _NOWHERE: Final = "Rejected %s of {}, but the queue has no dead-letter queue (%s). Messages: %s"
 _STOPPED: Final = "the consumer stopped before SQS confirmed it: message {} comes back after its visibility timeout"
@@ -416,10 +421,11 @@ class Settler(Generic[D]):
     def _given_up(self, decision: Decision, error: PostroomError | None) -> Ending:
         delivery = decision.delivery
         self._failed += 1
-        refusals = self._unreturned
+        refusals, follows = self._unreturned, "come back after their visibility timeout"
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
-            refusals = self._undeleted
-        refusals.add(str(error), delivery.message.id, delivery.tenant)
+            refusals, follows = self._undeleted, "were handled, and will be handled again"
+        cause = f"({error}): they {follows}{_only_if_it_exists(error)}"
+        refusals.add(cause, delivery.message.id, delivery.tenant)
         decision.answer(error)
         delivery.settlement = Settlement.LEFT  # whatever was decided: SQS does not know it
         return Ending(delivery, Settlement.LEFT)
@@ -530,10 +536,11 @@ class Settler(Generic[D]):
             cause = "the event loop, the process or the machine stood still"
         shown = f"{cause}: it was noticed {late:.1f} s too late" if late >= _LATE else cause
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
-            cause = f"handled before, and will be handled again: {cause}"
+            only = _only_if_it_exists(self._deletes.last_error if self._deletes.failing_since is not None else None)
+            cause = f"handled before, and will be handled again{only}: {cause}"
             text = (
                 "Message %s of %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
-                "after %.1f s (%s). It will be handled again"
+                f"after %.1f s (%s). It will be handled again{only}"
             )
         elif delivery.settlement is None:
             text = "Lost message %s of %s after %.1f s: %s. Another consumer may have it"
@@ -620,6 +627,11 @@ def _ownership_lost(message: Message) -> OwnershipLost:
         "so another consumer may have it. Use a longer Visibility(timeout=...), or settle sooner in MANUAL mode"
     )
     return OwnershipLost(text, message_id=message.id)
+
+
+def _only_if_it_exists(error: PostroomError | None) -> str:
+    """Return the condition on which messages come again after an error: a deleted queue took them with it."""
+    return " only if the queue still exists" if isinstance(error, QueueNotFound) else ""
 
 
 def _ids(decisions: Sequence[Decision]) -> str:

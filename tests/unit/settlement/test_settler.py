@@ -18,6 +18,7 @@ from postroom.errors import (
     InvalidRequest,
     OwnershipLost,
     PostroomError,
+    QueueNotFound,
     ServiceUnavailable,
     Throttled,
     TransportError,
@@ -462,6 +463,29 @@ def test_refused_deletes_are_told_of_in_one_line(caplog: pytest.LogCaptureFixtur
     [line] = warnings(caplog)
     for part in ("1000 messages of orders could not be deleted", "AccessDenied", "m0", "will be handled again"):
         assert part in line
+
+
+@pytest.mark.parametrize("end", ["a stop", "their deadline"])
+def test_messages_of_a_deleted_queue_are_not_said_to_come_again(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It took them with it. That they will be handled again is true only where the queue is found once more."""
+
+    async def test(made: Desk) -> None:
+        async def gone(_entries: Sequence[object]) -> list[EntryFailure]:
+            raise QueueNotFound("orders was deleted")
+
+        made.queue.on_delete = made.queue.on_change = gone
+        handled, returned = made.take(message(1), message(2))
+        made.settler.ack(handled)
+        made.settler.give_back(returned, Settlement.RETRIED, delay=1.0)
+        await asyncio.sleep(10 if end == "a stop" else 60)
+        await made.settler.drain()
+        await asyncio.sleep(10)
+
+    scenario(test)
+    lines = [text for text in warnings(caplog) if "again" in text and "tried again" not in text]
+    assert len(lines) == 1
+    assert "again only if the queue still exists" in lines[0]
+    assert all("exists" in text for text in warnings(caplog) if "come back" in text)
 
 
 def test_a_lost_message_is_told_of_with_its_tenant_and_the_cause(caplog: pytest.LogCaptureFixture) -> None:
