@@ -450,7 +450,7 @@ class Pipeline:
                 if job.started or job.problem is not None:
                     job.source.attempts.failed(job)
                 delay = _delay_of(job, instruction)
-                _log_retry(job, instruction, delay)
+                self._engine.rejections.retried(job, _reason_of(instruction), delay)
                 self._retry(job, instruction, delay=delay)
 
     async def _obey_reject(self, job: Job, instruction: Reject) -> None:
@@ -599,15 +599,6 @@ def _delay_of(job: Job, instruction: Retry) -> float | None:
         text = "Retry asked for message %s of %s, but %s. The backoff applies"
         _log.error(text, job.message.id, tenant_in_words(job.tenant), wrong, extra=about(job))
         return None
-
-
-def _log_retry(job: Job, instruction: Retry, delay: float | None) -> None:
-    reason = redact(_reason_of(instruction))
-    after = "its backoff" if delay is None else f"{delay:g} s"
-    text = "Retry asked for message %s of %s (attempt %d, receive %d), after %s: %s"
-    tenant, why = tenant_in_words(job.tenant), reason or "no reason given"
-    arguments = (job.message.id, tenant, job.attempt, job.receives, after, why)
-    _log.log(logging.INFO if reason else logging.DEBUG, text, *arguments, extra=about(job))
 
 
 def _log_left_at_last_receive(job: Job) -> None:

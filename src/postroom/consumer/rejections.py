@@ -24,6 +24,7 @@ _MOST: Final = 1_000
 
 
 _UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
+_RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
 
 
 class Rejections:
@@ -38,6 +39,7 @@ class Rejections:
         self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
         self._unsent: dict[tuple[str, str], Refusals] = {}
         """What shares a line, by the queue that it comes from and where it was to go."""
+        self._retried: dict[str, Refusals] = {}
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
@@ -76,13 +78,31 @@ class Rejections:
         arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))
         _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
 
+    def retried(self, job: Job, reason: str, delay: float | None) -> None:
+        """Log that a handler wants a message to come back after so many seconds, or after its backoff (None)."""
+        tenant, why, name = tenant_in_words(job.tenant), redact(reason), job.source.name
+        kind = _NUMBER.sub("…", why)
+        count = self._count(job.tenant, f"retried from {name}: {kind}") if why else 0
+        if count > _LOUD:
+            if name not in self._retried:
+                text = _RETRIED.format(name)
+                self._retried[name] = Refusals(text, tasks=self._tasks, queue=name, log=_log, level=logging.INFO)
+            self._retried[name].add(f"{tenant}: {kind}", job.message.id, job.tenant)
+            return
+        text = "Retry asked for message %s of %s (attempt %d, receive %d), after %s: %s"
+        if count == _LOUD:
+            text += "; further ones share a line a minute"
+        after = "its backoff" if delay is None else f"{delay:g} s"
+        arguments = (job.message.id, tenant, job.attempt, job.receives, after, why or "no reason given")
+        _log.log(logging.INFO if why else logging.DEBUG, text, *arguments, extra=about(job, step=Step.HANDLER))
+
     def level(self, job: Job, cause: str) -> int:
         """Return at which level to log a failed attempt that says nothing of its message, but of its tenant."""
         return logging.ERROR if self._count(job.tenant, cause) <= _LOUD else logging.DEBUG
 
     def flush(self) -> None:
         """Tell now of what was collected: the consumer has stopped."""
-        for each in self._unsent.values():
+        for each in (*self._unsent.values(), *self._retried.values()):
             each.flush()
 
     def _sharing(self, name: str, where: str) -> Refusals:

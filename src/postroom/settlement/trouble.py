@@ -92,10 +92,14 @@ class Refusals:
         tasks: start the timer.
         queue: the name of the messages' queue.
         log: where to say it.
+        level: how loud the line is.
     """
 
-    def __init__(self, text: str, *, tasks: Tasks, queue: str | None = None, log: Log = _log) -> None:
+    def __init__(
+        self, text: str, *, tasks: Tasks, queue: str | None = None, log: Log = _log, level: int = logging.WARNING
+    ) -> None:
         self._log = log
+        self._level = level
         self._extra = about(queue=queue)
         self._text = text
         self._tasks = tasks
@@ -139,7 +143,7 @@ class Refusals:
         for cause, count in self._counts.items():
             more = ", ..." if count > _EXAMPLES else ""
             shown = ", ".join(self._examples[cause]) + more
-            self._log.warning(self._text, counted(count, "message"), cause, shown, extra=self._extra)
+            self._log.log(self._level, self._text, counted(count, "message"), cause, shown, extra=self._extra)
         self._counts.clear()
         self._examples.clear()
 

@@ -347,6 +347,35 @@ def test_a_retry_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     assert told[0].endswith("of tenant acme:eu-west-1 (attempt 1, receive 1), after 900 s: the rate is not known yet")
 
 
+def test_many_retries_of_one_kind_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten have lines of their own, the others are counted: for each tenant, and whatever figures the reasons have."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Retry(f"the rate of order {order.order_id} is not known yet", delay=3600)
+
+        async with orders:
+            for tenant in ("acme", "bolt"):
+                world.send_orders(*map(str, range(400)), tenant=tenant)
+            world.send_orders("1", tenant="quiet")
+            await asyncio.sleep(100)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    lines = [each for each in caplog.messages if each.startswith("Retry asked for ")]
+    for tenant in ("acme", "bolt", "quiet"):
+        named = [line for line in lines if f" of tenant {tenant}:eu-west-1 (attempt" in line]
+        shared = [line for line in lines if f"(tenant {tenant}:eu-west-1: the rate of order … is not known" in line]
+        told = sum(int(line.split()[3]) for line in shared)
+        assert (len(named), told) == ((1, 0) if tenant == "quiet" else (10, 390))
+        assert len(shared) <= 3
+        assert tenant == "quiet" or named[-1].endswith("; further ones share a line a minute")
+
+
 @pytest.mark.parametrize("delay", [math.nan, math.inf, -math.inf, "5", True])
 def test_a_delay_that_is_no_number_of_seconds_fails_its_own_message(delay: Any) -> None:
     """SQS would refuse it together with the changes of other tenants' messages in the same batch."""
