@@ -35,7 +35,16 @@ from postroom.local.shapes import (
 )
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.transports.calls import Calls
-from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
+from postroom.transports.protocol import (
+    EntryFailure,
+    QueueInfo,
+    RedrivePolicy,
+    SendResult,
+    VisibilityChange,
+    changes_of,
+    handles_of,
+    messages_of,
+)
 
 _ERRORS: Mapping[str, type[TransportError]] = {
     "QueueDoesNotExist": QueueNotFound,
@@ -171,6 +180,7 @@ class MemoryQueue:
 
     async def delete(self, receipt_handles: Sequence[str]) -> list[EntryFailure]:
         """Delete up to 10 messages. Returns what was refused."""
+        receipt_handles = handles_of(receipt_handles)
         broker = await self._turn()
         entries = [DeleteEntry(id=str(index), receipt_handle=each) for index, each in enumerate(receipt_handles)]
         try:
@@ -180,6 +190,7 @@ class MemoryQueue:
 
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
         """Change the visibility timeout of up to 10 messages. Returns what was refused."""
+        changes = changes_of(changes)
         broker = await self._turn()
         entries = [
             ChangeVisibilityEntry(
@@ -194,6 +205,7 @@ class MemoryQueue:
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
         """Send up to 10 messages. Returns one result per message, in order."""
+        messages = messages_of(messages)
         broker = await self._turn()
         entries = [entry_of(message, str(index)) for index, message in enumerate(messages)]
         try:

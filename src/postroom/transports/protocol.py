@@ -1,7 +1,8 @@
 """What postroom asks of a queue: one small protocol, so that everything above it runs on AWS and in memory alike.
 
-Errors: every method raises only ``TransportError`` (and ``ClosedError`` / ``NotOpenError``;
-opening a queue also ``ConfigurationError``). When the client is closed, calls that are out end with ``ClosedError``.
+Errors: every method raises only ``TransportError`` (and ``ClosedError`` / ``NotOpenError``; opening a queue also
+``ConfigurationError``, and so does one entry in place of a list). When the client is closed, calls that are out end
+with ``ClosedError``.
 Batches are positional: an entry is named by its place in the call, never by a message id, because a standard queue
 may hand out one message id twice.
 """
@@ -10,13 +11,15 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, cast, runtime_checkable
+from typing import Any, Final, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import msgspec
 
-from postroom.checking import shown
+from postroom.checking import listed, shown
 from postroom.errors import ConfigurationError
 from postroom.message import Message, OutgoingMessage
+
+T = TypeVar("T")
 
 NO_HANDLE: Final = "postroom-check"
 """No receipt handle: SQS looks at the permission first, and then refuses it. No message is touched."""
@@ -165,6 +168,32 @@ class Client(Protocol):
     async def queue(self, name: str) -> Queue:
         """Open a queue by name, URL or ARN. Raises ``QueueNotFound`` with what to check."""
         ...
+
+
+def messages_of(messages: Any) -> Sequence[OutgoingMessage]:
+    """Return what is to be sent. Raises ``ConfigurationError`` where that is no list of messages."""
+    return _entries("Queue.send(messages)", "[OutgoingMessage(body=...)]", messages, OutgoingMessage)
+
+
+def handles_of(receipt_handles: Any) -> Sequence[str]:
+    """Return what is to be deleted. Raises ``ConfigurationError`` where that is no list of texts."""
+    return _entries("Queue.delete(receipt_handles)", "[message.receipt_handle]", receipt_handles, str)
+
+
+def changes_of(changes: Any) -> Sequence[VisibilityChange]:
+    """Return what is to be changed. Raises ``ConfigurationError`` where that is no list of changes."""
+    example = "[VisibilityChange(message.receipt_handle, 30)]"
+    return _entries("Queue.change_visibility(changes)", example, changes, VisibilityChange)
+
+
+def _entries(what: str, example: str, entries: Any, kind: type[T]) -> Sequence[T]:
+    found: tuple[T, ...] = listed(what, example, entries)
+    for each in set(map(type, found)):  # by their types, of which there is one: this runs for every delete
+        if not issubclass(each, kind):
+            raise ConfigurationError(
+                f"{what} takes a list of {kind.__name__}: write {example}; got {each.__name__} in it"
+            )
+    return found
 
 
 def checked_messages(answer: Any) -> list[Message]:

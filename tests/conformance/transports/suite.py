@@ -9,11 +9,11 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from postroom.errors import ClosedError, InvalidRequest, NotOpenError, QueueNotFound
+from postroom.errors import ClosedError, ConfigurationError, InvalidRequest, NotOpenError, QueueNotFound
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.transports import Client, EntryFailure, Queue, RedrivePolicy, SendResult, VisibilityChange
 
@@ -406,6 +406,26 @@ class QueueTransportSuite:
             await queue.delete(["handle"] * count)
         with pytest.raises(InvalidRequest):
             await queue.change_visibility([VisibilityChange("handle", 1)] * count)
+
+    async def test_a_batch_is_a_list(self, queue: Queue) -> None:
+        """One entry in its place, or entries of another kind, are refused with what to write; any iterable is taken."""
+        one, change = text(1), VisibilityChange("handle", 1)
+        sends: Any = (one, "body", None, [one, "body"])
+        for wrong in sends:
+            with pytest.raises(
+                ConfigurationError, match=r"send\(messages\) takes a list.*OutgoingMessage\(body=.*; got"
+            ):
+                await queue.send(wrong)
+        deletes: Any = ("handle", b"handle", None, [5])
+        for wrong in deletes:
+            with pytest.raises(ConfigurationError, match=r"takes a list.*write \[message\.receipt_handle\]; got"):
+                await queue.delete(wrong)
+        changes: Any = (change, None, ["handle"])
+        for wrong in changes:
+            with pytest.raises(ConfigurationError, match=r"takes a list.*write \[VisibilityChange\(.*; got"):
+                await queue.change_visibility(wrong)
+        right: Any = iter([one])
+        assert len(await queue.send(right)) == 1
 
     @pytest.mark.parametrize("limit", [0, 11])
     async def test_a_receive_asks_for_one_to_ten(self, queue: Queue, limit: int) -> None:

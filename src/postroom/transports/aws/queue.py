@@ -10,7 +10,15 @@ from postroom.transports.aws.addresses import is_loopback
 from postroom.transports.aws.connection import Connection, Request
 from postroom.transports.aws.errors import Subject
 from postroom.transports.aws.room import Room
-from postroom.transports.protocol import EntryFailure, QueueInfo, SendResult, VisibilityChange
+from postroom.transports.protocol import (
+    EntryFailure,
+    QueueInfo,
+    SendResult,
+    VisibilityChange,
+    changes_of,
+    handles_of,
+    messages_of,
+)
 
 
 class AwsQueue:
@@ -79,6 +87,7 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessageBatch.html
         """
+        receipt_handles = handles_of(receipt_handles)
         parameters = wire.delete_parameters(self._info.url, receipt_handles)
         return await self._batch("DeleteMessageBatch", parameters, len(receipt_handles), self._deletes)
 
@@ -87,6 +96,7 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
         """
+        changes = changes_of(changes)
         parameters = wire.visibility_parameters(self._info.url, changes)
         return await self._batch("ChangeMessageVisibilityBatch", parameters, len(changes), self._changes)
 
@@ -95,6 +105,7 @@ class AwsQueue:
 
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html
         """
+        messages = messages_of(messages)
         count = len(messages)
         return await self._connection.call(
             self._request("SendMessageBatch", wire.send_parameters(self._info.url, messages)),
