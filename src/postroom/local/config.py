@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def make_queues(broker: LocalBroker, specs: list[QueueSpec]) -> None:
-    """Make queues, or give queues that are there already the attributes they should have.
+    """Make queues, or give queues that are there already the attributes and tags they should have.
 
     Raises ConfigurationError with the name of the queue that SQS would refuse.
     """
@@ -136,3 +136,6 @@ def _make(broker: LocalBroker, spec: QueueSpec) -> None:
             raise
         attributes.pop("FifoQueue", None)
         broker.set_attributes(spec.name, attributes)
+    queue = broker.queue(spec.name)
+    if not spec.tags.items() <= queue.tags.items():  # CreateQueue does not tag a queue that is there already
+        broker.engine.tag_queue(queue, spec.tags)

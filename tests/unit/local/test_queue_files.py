@@ -32,6 +32,25 @@ async def test_a_mistake_is_named_where_it_is(tmp_path: Path, text: str, said: s
             make_queues(broker, load_queues(path))
 
 
+async def test_a_queue_that_is_there_already_gets_what_the_file_says_of_it(tmp_path: Path) -> None:
+    """Attributes and tags, as with ``--persist``; what the file does not name stays."""
+    path = tmp_path / "queues.toml"
+    async with LocalBroker() as broker:
+        for seconds, tags in (
+            (60, '{ team = "billing", stage = "test" }'),
+            (60, '{ team = "sales" }'),
+            (9, "{ a = 'b' }"),
+        ):
+            path.write_text(f"[queues.orders]\nVisibilityTimeout = {seconds}\ntags = {tags}")
+            make_queues(broker, load_queues(path))
+        orders = broker.queue("orders")
+        assert orders.attributes["VisibilityTimeout"] == "9"
+        assert orders.tags == {"team": "sales", "stage": "test", "a": "b"}
+        path.write_text("[queues.orders]\ntags = { 'aws:a' = 'b' }")
+        with pytest.raises(ConfigurationError, match=r"queue 'orders': .*aws:"):
+            make_queues(broker, load_queues(path))
+
+
 async def test_dead_letters_may_have_dead_letters(tmp_path: Path) -> None:
     """The file names them in any order."""
     path = tmp_path / "queues.toml"
