@@ -75,7 +75,7 @@ class ValkeyServer:
         check_flag("ValkeyServer(durable=...)", durable)
         check_seconds("ValkeyServer", "timeout", timeout, least=0.001)
         self.password: str = secrets.token_urlsafe(16)
-        self._program = program
+        self._program = None if program is None else program.absolute()
         self._durable = durable
         self._timeout = timeout
         self._home: Path | None = None
