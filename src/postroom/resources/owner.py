@@ -5,9 +5,12 @@ One task for both ends, so that a provider may hold task groups, cancel scopes a
 """
 
 import asyncio
+import contextlib
 import inspect
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from types import CodeType
 from typing import Any, Final, Protocol
 
 from postroom.options import PoolTimeouts
@@ -101,6 +104,7 @@ async def own(
                 await _absorb_cancellation()
             alarm.set(timeouts.close)  # set inside the block: leaving it is the provider's cleanup
     except BaseException as error:  # the provider is user code, and a cancellation may be the alarm's
+        _name_generator(error)
         if not entry.opened:
             reports.open_failed(entry, error)
         else:
@@ -154,6 +158,17 @@ async def _absorb_cancellation() -> None:
         await asyncio.sleep(0)  # a cancellation that was asked for arrives at the next await
     except asyncio.CancelledError:
         return
+
+
+def _name_generator(error: BaseException) -> None:
+    """Say which function it is that yields never or twice: no line of it is in the traceback of contextlib's error."""
+    if not isinstance(error, RuntimeError) or error.__traceback__ is None:
+        return
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    generator = getattr(frame.f_locals.get("self"), "gen", None)
+    code = getattr(generator, "ag_code", None) or getattr(generator, "gi_code", None)
+    if frame.f_code.co_filename == contextlib.__file__ and isinstance(code, CodeType):
+        error.add_note(f"the generator is {code.co_qualname}, {code.co_filename}:{code.co_firstlineno}")
 
 
 async def _finish_generator(manager: object) -> None:

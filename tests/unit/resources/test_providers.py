@@ -1,6 +1,7 @@
 """What may be given as a provider, and what becomes of one that misbehaves."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial, wraps
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from postroom.datasources import Provider
 from postroom.errors import ConfigurationError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
+from postroom.redaction import describe
 from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
 from postroom.resources.providers import known_of
 from postroom.testing.loop import run_virtual, settle
@@ -324,14 +326,23 @@ def test_a_provider_that_raises_cancelled_is_a_failure_like_any_other(raised: Ba
 
 
 def test_a_provider_that_yields_nothing() -> None:
-    """The complaint of contextlib becomes the cause of a clear error."""
+    """The complaint of contextlib becomes the cause of a clear error, and its function is named."""
 
     @asynccontextmanager
     async def provide(tenant: Tenant) -> AsyncIterator[str]:
         if tenant.name == "other":
             yield "never"
 
-    assert "RuntimeError" in str(failure_of(provide))
+    @asynccontextmanager
+    async def around(tenant: Tenant) -> AsyncIterator[str]:
+        async with provide(tenant) as inner:
+            yield inner
+
+    for provider in (provide, around):
+        text = str(failure_of(provider))
+        assert re.search(
+            r"RuntimeError: generator didn't yield; the generator is \S+\.provide, \S+test_providers.py:\d+", text
+        )
 
 
 def test_a_provider_that_yields_twice_is_closed_and_reported() -> None:
@@ -351,6 +362,7 @@ def test_a_provider_that_yields_twice_is_closed_and_reported() -> None:
     assert ended == ["a"]
     assert isinstance(events[-1], ResourceClosed)
     assert isinstance(events[-1].error, RuntimeError)
+    assert "test_providers.py:" in describe(events[-1].error)
 
 
 def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
