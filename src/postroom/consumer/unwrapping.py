@@ -123,7 +123,9 @@ def _refuse_second(chain: Iterable[object], reader: object, what: str) -> None:
         return  # it lets pass what is inside
     if step is not None and any(step == each or (_is_sns(step) and _is_sns(each)) for each in chain):
         text = f"Consumer(unwrap=...) and {what} would both unwrap each message ({name_of(step)})"
-        raise ConfigurationError(f"{text}: remove the one in {what}, which is given what was inside")
+        # Nothing tells which functions of the user's let others pass; and what is inside may look like an envelope.
+        text += f": remove the one in {what}, which is given what was inside"
+        raise ConfigurationError(f"{text}, also where it lets pass what is in no envelope: once is enough for both")
 
 
 def _is_sns(step: object) -> bool:

@@ -414,6 +414,19 @@ def test_a_resolver_does_not_unwrap_the_same_envelope_again(unwrap: Any, context
         Consumer("orders", context=context, unwrap=unwrap)
 
 
+def test_a_function_that_lets_others_pass_is_needed_once_too() -> None:
+    """Its second run could take what is inside for an envelope: the error says that one place is enough."""
+
+    def own(message: Message) -> Message:
+        return unwrap_sns(message) if "TopicArn" in message.body else message
+
+    context = context_from_attributes(Tenant, unwrap=own)
+    with pytest.raises(
+        ConfigurationError, match=r"\(.*own\): remove .* lets pass what is in no envelope: once is enough"
+    ):
+        Consumer("orders", context=context, unwrap=own)
+
+
 def test_a_decoder_does_not_unwrap_the_same_envelope_again() -> None:
     """Neither that of a handler, nor of a batch, nor of a router."""
     again = decoder_for(Order, unwrap=unwrap_sns)
