@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, Final, cast
 
@@ -20,6 +21,7 @@ Encode = Callable[[Any], str]
 """Makes the body of a payload."""
 
 ODD_FLOAT: Final = "it would have null for NaN or an infinity, which JSON does not have: send None, or a text"
+_LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _MOST_KNOWN: Final = 256
 """Payload types of which the encoder is kept; the oldest go first."""
 _known: Final[dict[type[Any], Encode]] = {}
@@ -95,6 +97,8 @@ def to_json(payload: Any) -> str:
     """Return a payload as JSON: text and bytes, too. Raises ``ConfigurationError``, as ``encode_payload``."""
     kind = cast("type[Any]", type(payload))
     try:
+        if "pydantic.dataclasses" in sys.modules:
+            payload = _by_pydantic(payload)
         body = msgspec.json.encode(payload, enc_hook=_foreign)
         if b"null" not in body or not has_odd_float(msgspec.to_builtins(payload, str_keys=True, enc_hook=_left_out)):
             return body.decode()
@@ -121,6 +125,32 @@ def _foreign(value: Any) -> Any:
     if pydantic is not None and isinstance(value, pydantic.BaseModel):
         return msgspec.Raw(encode_payload(value).encode())
     raise TypeError(type_name(cast("object", type(value))))
+
+
+def _by_pydantic(value: Any) -> Any:
+    """Write the pydantic dataclasses in a payload. msgspec does not ask for them, and writes them without aliases."""
+    if isinstance(value, dict):
+        entries = cast("dict[Any, Any]", value)
+        made = _all_by_pydantic(entries.values())
+        return entries if made is None else dict(zip(entries, made, strict=True))
+    if isinstance(value, list | tuple | set | frozenset):
+        made = _all_by_pydantic(cast("list[Any]", value))
+        return cast("Any", value) if made is None else made
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    if hasattr(value, "__pydantic_validator__"):
+        return msgspec.Raw(encode_payload(value).encode())
+    names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+    made = _all_by_pydantic([getattr(value, name) for name in names])
+    return value if made is None else dict(zip(names, made, strict=True))
+
+
+def _all_by_pydantic(values: Collection[Any]) -> list[Any] | None:
+    """Return what ``_by_pydantic`` makes of values; None where it changes none of them."""
+    if _LEAVES.issuperset(map(type, values)):
+        return None
+    made = [_by_pydantic(each) for each in values]
+    return made if any(map(operator.is_not, made, values)) else None
 
 
 def _left_out(_value: object) -> None:

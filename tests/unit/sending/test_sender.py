@@ -73,6 +73,21 @@ class Checked:
     count: int
 
 
+@pydantic_dataclass(config=ConfigDict(alias_generator=to_camel, populate_by_name=True, ser_json_inf_nan="strings"))
+class Line:
+    """A dataclass of pydantic's with aliases, and with NaN as a text."""
+
+    sku_code: str
+    most: float = 1.0
+
+
+@dataclass
+class Loose:
+    """A dataclass that does not say what it holds."""
+
+    lines: Any
+
+
 class Created(msgspec.Struct, tag="created", rename="camel"):
     """One of two tagged structs."""
 
@@ -138,6 +153,9 @@ ITEM = Item(sku_code="a", price=Decimal("9.90"))
         ([ITEM], list[Item]),
         ({"a": ITEM}, dict[str, Item]),
         (Checked(3), Checked),
+        (Line("a"), Line),
+        ([Line("a"), Line("b", float("inf"))], list[Line]),
+        ({"a": [(Line("a"), None)]}, dict[str, list[tuple[Line, None]]]),
         (Card(), Annotated[Card | Cash, Field(discriminator="kind")]),
         (Created("1"), Created | Gone),
         (Gone("1"), Created | Gone),
@@ -157,6 +175,12 @@ def test_what_can_be_decoded_can_be_sent(payload: object, kind: Any) -> None:
     decode = decoder_for(kind)
     assert decode(Message(id="1", body=encode_payload(payload))) == payload
     assert decode(Message(id="1", body=encoder_for(kind)(payload))) == payload
+
+
+def test_a_dataclass_of_pydantics_is_written_by_it_wherever_it_is() -> None:
+    """Also behind a type that does not name it. What holds none stays as it is."""
+    assert encode_payload(Loose([{"a": Line("b")}])) == '{"lines":[{"a":{"skuCode":"b","most":1.0}}]}'
+    assert encode_payload([Loose([1, Order("1")])]) == '[{"lines":[1,{"order_id":"1","seconds":0.0}]}]'
 
 
 def test_camel_case_is_written_as_it_is_read() -> None:
