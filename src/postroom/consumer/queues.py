@@ -86,6 +86,8 @@ class Queues:
         if callable(self.which):
             return getattr(self.which, "__name__", type(self.which).__name__)
         names = [name.rpartition("/")[2].rpartition(":")[2] for name in self.which]
+        if len(set(names)) < len(names):  # in two regions or accounts
+            names = list(self.which)
         if len(names) <= _NAMED:
             return ", ".join(names)
         return f"{', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more queues"

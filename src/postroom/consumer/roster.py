@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from postroom.consumer.inlet import Inlet
+from postroom.consumer.namesakes import are_same, told_apart
 from postroom.consumer.queues import Queues
 from postroom.consumer.rota import Rota, Station
 from postroom.consumer.rotation import Rotation
@@ -175,13 +176,13 @@ class Roster:
     def _take_what_opened(self) -> list[Exception]:
         """Note which queues are open by now. Returns what was raised for those that could not be opened."""
         errors: list[Exception] = []
-        known = {queue.info.url: name for name, queue in self._opened.items()}
         for name, task in [(name, task) for name, task in self._opening.items() if task.done()]:
             del self._opening[name]
             # Only code that cancels every task of the loop does so to one of these.
             found = _unavailable(asyncio.CancelledError()) if task.cancelled() else task.result()
             if not isinstance(found, Exception):
-                if (other := known.setdefault(found.info.url, name)) == name:
+                others = (each for each, queue in self._opened.items() if are_same(queue.info, found.info))
+                if (other := next(others, None)) is None:
                     self._opened[name] = found
                     self.refused.pop(name, None)
                     continue
@@ -200,7 +201,7 @@ class Roster:
                 if name not in self._opened:
                     continue
                 self._made += 1
-                inlet = self._make(self._opened[name])
+                inlet = self._make(told_apart(self._opened[name], self._opened.values()))
                 inlet.begin(self._made)
                 station = Station(inlet, fifo=inlet.source.fifo)
             station.weight = self._weights[name]

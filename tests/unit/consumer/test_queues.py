@@ -13,7 +13,8 @@ from postroom.consumer import Consumer, MessageContext, Queues
 from postroom.errors import ConfigurationError, QueueNotFound
 from postroom.events import ConsumerStarted, Event, PollFailed, PollFinished
 from postroom.fleet import Fleet
-from postroom.message import Message
+from postroom.local.options import Scope
+from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown
 from postroom.resources import ResourcePool
 from postroom.transports.memory import MemoryClient
@@ -464,6 +465,34 @@ def test_all_queues_broken_is_not_ready() -> None:
     assert not health.ready
     assert health.live
     assert [reason.partition(":")[0] for reason in health.reasons] == ["a", "b"]
+
+
+def test_two_queues_of_one_name_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """They are in two regions: lines, statistics, health and ``ctx.queue`` call them by their ARNs."""
+    east, west = (f"arn:aws:sqs:{region}:000000000000:orders" for region in ("us-east-1", "eu-west-1"))
+
+    async def scenario(world: World) -> tuple[Any, ...]:
+        world.create("alone")
+        for arn in (east, west):
+            world.broker.engine.create_queue("orders", scope=Scope("000000000000", arn.split(":")[3]))
+        diary = Diary()
+        async with consumer_of(world, [east, west, "alone"], diary, polling=Polling(wait=1)) as consumer:
+            for queue in consumer.opened_queues:
+                attribute = {"tenantId": MessageAttribute(string_value="a")}
+                await queue.send([OutgoingMessage(body='{"order_id": "1"}', message_attributes=attribute)])
+            await diary.has(3)
+            world.broker.delete_queue(west)
+            await asyncio.sleep(90)
+            figures = {name: each.received for name, each in consumer.statistics().queues.items()}
+            return diary.by_queue(), figures, consumer.statistics().received, consumer.health().unreachable
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        handled, figures, received, [unreachable] = in_world(scenario)
+    assert handled == figures == {east: 1, west: 1, "alone": 1}
+    assert received == 3
+    assert unreachable.startswith(west)
+    assert f"Consuming 3 queues: {east}, {west}, alone" in caplog.messages
+    assert any(f"Receiving from {west} failed" in line for line in caplog.messages)
 
 
 def test_a_fixed_list_with_an_unknown_queue_does_not_start() -> None:
