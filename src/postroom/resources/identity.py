@@ -21,9 +21,6 @@ Identity = Hashable
 _MOST_KNOWN: Final = 1_024
 """Types, and combinations of field types, known by a tag: a program has a handful, an attack may have many."""
 
-_MOST_RECENT: Final = 4_096
-"""Keys of which the identity is remembered."""
-
 _IMMUTABLE: Final[frozenset[type]] = frozenset({
     str, int, float, bool, bytes, complex, decimal.Decimal, uuid.UUID, dt.date, dt.datetime, dt.time, dt.timedelta,
     type(None),
@@ -40,18 +37,13 @@ class Identifier:
     What is known is never forgotten, because identities are made of it; what does not fit any longer goes the slow way.
     """
 
-    __slots__ = ("_recent", "_types")
+    __slots__ = ("_types",)
 
     def __init__(self) -> None:
-        self._recent: dict[int, tuple[Hashable, Identity]] = {}
-        """Frozen keys by ``id``, with their identities: a resolver gives equal messages the same instance."""
         self._types: dict[type, tuple[Reader | None, dict[tuple[type, ...], object] | None]] = {}
 
     def __call__(self, key: Hashable) -> Identity:
         """Return the identity of ``key``. It is hashable if ``key`` is."""
-        recent = self._recent.get(id(key))
-        if recent is not None and recent[0] is key:
-            return recent[1]
         kind: type[Any] = type(key)
         try:
             reader, tags = self._types[kind]
@@ -64,16 +56,9 @@ class Identifier:
         fields = reader(key)
         kinds = tuple(map(type, fields))
         tag = tags.get(kinds) or self._tag(tags, kinds)
-        if tag is None:
-            return Pinned((kind, _shape_of(key), key))
-        identity = (tag, fields)
-        # Not of a class that lets its fields change: the same object may be another tenant's by now.
-        parameters = getattr(kind, "__dataclass_params__", None)
-        if parameters is not None and parameters.frozen:
-            if len(self._recent) >= _MOST_RECENT:
-                self._recent.clear()
-            self._recent[id(key)] = key, identity
-        return identity
+        # Made again each time: a key that is remembered would keep all that it has, and ``frozen`` does not keep
+        # ``object.__setattr__`` from making another tenant's of it.
+        return Pinned((kind, _shape_of(key), key)) if tag is None else (tag, fields)
 
     def _learn(self, kind: type[Any]) -> tuple[Reader | None, dict[tuple[type, ...], object] | None]:
         reader = _reader_of(kind)

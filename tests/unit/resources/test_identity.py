@@ -3,6 +3,7 @@
 import datetime as dt
 import enum
 import uuid
+import weakref
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -170,14 +171,30 @@ def test_a_context_that_is_changed_afterwards_cannot_become_another_tenant() -> 
     assert identity != identify(Careless("b"))
 
 
-def test_a_frozen_context_that_comes_again_is_known_by_itself() -> None:
-    """One that was collected is not: another tenant's may have its place in memory."""
+def test_a_frozen_context_that_is_filled_again_is_another_tenant() -> None:
+    """``object.__setattr__`` changes a frozen one, too: what it was says nothing of the tenant that it is now."""
     identify = Identifier()
     context = Tenant("a")
-    assert identify(context) is identify(context)
     assert identify(context) == identify(Tenant("a"))
-    assert len({identify(Tenant(str(number))) for number in range(10_000)}) == 10_000
-    assert len(identify._recent) <= 4_096
+    object.__setattr__(context, "name", "b")
+    assert identify(context) == identify(Tenant("b"))
+    assert identify(context) != identify(Tenant("a"))
+
+
+def test_no_context_is_kept() -> None:
+    """A resolver may put all that came with a message into a field that is not compared."""
+
+    @dataclass(frozen=True)
+    class Traced:
+        name: str
+        claims: str = field(compare=False)
+
+    identify = Identifier()
+    context = Traced("a", "x" * 1_000)
+    identify(context)
+    alive = weakref.ref(context)
+    del context
+    assert alive() is None
 
 
 def test_what_is_known_of_types_is_bounded() -> None:
