@@ -167,8 +167,8 @@ class ResourcePool(Generic[C, R]):
         self._counters = self._core.counters
         self._cooling_keys = self._core.cooling.records
         self.troubles: tuple[Sized, ...] = (self._cooling_keys, self._core.hosts.troubled)
-        """Keys, and hosts, that are left alone or have failed since their last success: the same collections always.
-        For code that would ask ``troubled`` for every message."""
+        """Keys, and hosts, that are left alone or have failed since their last success. For code that would ask
+        ``troubled`` for every message. Other collections, once the pool was opened again."""
 
     # -- opening and closing ------------------------------------------------------------------------------------
 

@@ -88,14 +88,21 @@ def test_the_end_of_an_outage_calls_everything_back() -> None:
     assert tries <= 5 + 120 / 0.5
 
 
-def test_only_one_message_at_a_time_finds_out() -> None:
-    """However much traffic there is for a tenant that is down, each open is tried after its pause, and no other."""
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_only_one_message_at_a_time_finds_out(opened_again: bool) -> None:
+    """However much traffic there is for a tenant that is down, each open is tried after its pause, and no other.
+
+    Also in a pool that was closed, and opened again, while the consumer ran.
+    """
 
     async def scenario(world: World) -> tuple[int, int, int]:
         world.create()
         scene = Scene(world, host=None)
         scene.break_down("down-0")
         async with scene.pool, scene.orders:
+            if opened_again:
+                await scene.pool.aclose()
+                await scene.pool.__aenter__()
             for number in range(1_000):
                 world.send_orders(str(number), tenant="down-0")
                 await asyncio.sleep(0.1)
