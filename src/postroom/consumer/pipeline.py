@@ -154,7 +154,7 @@ class Pipeline:
                     job.lease = None  # it may have waited with it in hand
                     held.release()
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and not runs_as(job.task):
+            if isinstance(error, GeneratorExit) and job.task is not None and not runs_as(job.task):
                 raise  # the loop is gone, and this coroutine is closed: it may await nothing
             await self._did_not_succeed(job, error)
         else:

@@ -37,6 +37,15 @@ class Exit(BaseException):
 ODD: list[type[BaseException]] = [Exit, GeneratorExit, asyncio.CancelledError, StopAsyncIteration]
 
 
+NEEDS_EAGER = pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has eager tasks")
+
+
+def _eager(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    own: Any = asyncio
+    task: asyncio.Task[Any] = own.eager_task_factory(loop, coro, **options)
+    return task
+
+
 class Site:
     """Raises an error for one tenant, wherever it is built in."""
 
@@ -147,16 +156,21 @@ def test_an_observer_that_fails_fails_no_message(error: type[BaseException]) -> 
 
 
 @pytest.mark.parametrize("error", ODD)
-@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
-def test_what_a_handler_raises_is_its_messages_failure(error: type[BaseException], *, plain: bool) -> None:
-    """It is told to ``on_error``, the consumer goes on, and the message comes back after the backoff."""
+@pytest.mark.parametrize("kind", ["async", "plain", pytest.param("eager", marks=NEEDS_EAGER)])
+def test_what_a_handler_raises_is_its_messages_failure(error: type[BaseException], kind: str) -> None:
+    """It is told to ``on_error``, the consumer goes on, and the message comes back after the backoff.
+
+    Also where a task factory of the application's starts tasks eagerly.
+    """
 
     async def scenario(world: World) -> tuple[int, int, int]:
+        if kind == "eager":
+            asyncio.get_running_loop().set_task_factory(_eager)
         world.create()
         site = Site(error)
         told: list[Failure] = []
         orders = Consumer("orders", context=Tenant, client=world.client, on_error=told.append)
-        if plain:
+        if kind == "plain":
 
             @orders.handler
             def work(_body: dict[str, Any], ctx: MessageContext[Tenant, None]) -> None:
