@@ -145,7 +145,7 @@ class Pipeline:
                     # Before the handler runs: the others of its tenant need not wait for its end.
                     if job.leads:
                         self._core.leased(job)
-                    await self._run_handler(job, held.resources)
+                    await self._run_handler(job, held.resource)
                 except Exception as error:
                     # A broken connection makes the resource suspect.
                     job.met_outage = held.report(error) and _is_of_resources(error)

@@ -149,7 +149,7 @@ class Engine:
         if waiter.future.done():  # cancelled a moment ago: it does not take the lease
             self.give_back(entry)
         else:
-            waiter.future.set_result(Lease[Any](self, entry, entry.resource))
+            waiter.future.set_result(Lease[Any](self, entry))
 
     def _wake(self) -> None:
         self._core.wake(self.loop.time())

@@ -44,14 +44,10 @@ class LeaseHome(Protocol):
         ...
 
 
-class Held(msgspec.Struct, Generic[R_co], eq=False):
-    """The resources of one context, until ``release``: for code that cannot forget to call it."""
-
+class _Leased(msgspec.Struct, eq=False):
     # A Struct, because one is made for every message: no code of Python's runs for that.
     _home: LeaseHome
     _entry: Entry | None
-    resources: R_co
-    """What was leased. After the release it may be closed."""
 
     def release(self) -> None:
         """Give the lease back. A second call does nothing."""
@@ -97,7 +93,14 @@ class Held(msgspec.Struct, Generic[R_co], eq=False):
         return False
 
 
-class Lease(Held[R_co], Generic[R_co], eq=False):
+class Held(_Leased, Generic[R_co], eq=False):
+    """The resources of one context, until ``release``: for code that cannot forget to call it, nor keeps this."""
+
+    resource: R_co
+    """What was leased. After the release it may be closed."""
+
+
+class Lease(_Leased, Generic[R_co], eq=False):
     """The resources of one context, until ``release``.
 
     Also a context manager, sync and async, that gives the resources and releases them at the end; an exception that
@@ -107,9 +110,11 @@ class Lease(Held[R_co], Generic[R_co], eq=False):
     @property
     def resource(self) -> R_co:
         """The resources. Raises ``ClosedError`` once the lease was released."""
-        if self._entry is None:
+        entry = self._entry
+        if entry is None:
             raise ClosedError("this lease was released: its resources may be closed by now")
-        return self.resources
+        resource: R_co = entry.resource
+        return resource
 
     def __enter__(self) -> R_co:
         return self.resource

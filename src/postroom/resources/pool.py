@@ -308,7 +308,7 @@ class ResourcePool(Generic[C, R]):
             ResourceError: ``key=`` failed, or the key cannot be hashed.
         """
         held = self.try_hold(context)
-        return None if held is None else Lease(*structs.astuple(held))
+        return None if held is None else Lease(*structs.astuple(held)[:2])
 
     def try_hold(self, context: C) -> Held[R] | None:
         """Lease as ``try_lease`` does, for code that cannot forget the release: nothing warns if it does."""

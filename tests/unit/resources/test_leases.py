@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
+import gc
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -139,6 +141,26 @@ def test_releasing_twice_releases_once() -> None:
                 one.__enter__()
             assert one.report(ConnectionResetError()) is False
             assert repr(one) == "Lease(released)"
+
+    run_virtual(main())
+
+
+def test_a_released_lease_keeps_nothing() -> None:
+    """Wherever it is kept, its resource is gone once the pool has closed it."""
+
+    @asynccontextmanager
+    async def provide(_context: object) -> AsyncGenerator[Database]:
+        yield Database(A, 1)
+
+    async def main() -> None:
+        async with ResourcePool(provide) as pool:
+            lease = await pool.acquire(A)
+            alive = weakref.ref(lease.resource)
+            lease.release()
+            await pool.invalidate(A)
+            await settle()
+            gc.collect()
+            assert alive() is None
 
     run_virtual(main())
 
