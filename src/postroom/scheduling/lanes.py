@@ -271,8 +271,8 @@ class Scheduler(Generic[T]):
         """Give a slot to the next at the time ``now``, or return None."""
         if self.running >= self.total:
             return None
-        if not self._waiting and not self.beds:  # nothing is in line, and no lane has to wake
-            self._streak = 0
+        if not (self._waiting or self.beds or self._fresh or self._within.numbers or self._over.numbers):
+            self._streak = 0  # no lane is in line, and none has to wake
             return None
         # Before anyone is chosen: a tenant with a pause that is over has its turn in this very call.
         if self._asleep.beds:
