@@ -383,11 +383,11 @@ class Engine:
         for ending in endings:
             job: Job = ending.delivery
             core.settled(job, ending.settlement, ending.delay, now)
-            core.held_bytes = job.source.tally.bytes
             if job.beating and job.state is State.DONE:
                 job.forget_body()  # an extension on its way may hang, and keep the job for as long
             if ending.settlement is _DEFERRED and not core.closing:
                 self.recall_soon()  # its obstacle may be over by now
+        core.held_bytes = endings[-1].delivery.source.tally.bytes  # of all sources together
         # Only when the bound is crossed: a wake for every settlement would cost more than the
         # receives.
         if before >= core.most_bytes > core.held_bytes:

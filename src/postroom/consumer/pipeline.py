@@ -258,6 +258,7 @@ class Pipeline:
         if core.availability.known_outages and core.availability.ends_outage(job):
             self._engine.available(job.tenant)
         if self._acks:
+            # The same as `_ack`, written out because it runs for every message.
             if job.settlement is None:
                 job.source.settler.ack(job)
             if job.group is not None:

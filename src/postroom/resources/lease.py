@@ -99,6 +99,10 @@ class Held(_Leased, Generic[R_co], eq=False):
     resource: R_co
     """What was leased. After the release it may be closed."""
 
+    def lease(self) -> "Lease[R_co]":
+        """Return the same for code that may forget the release."""
+        return Lease(self._home, self._entry)
+
 
 class Lease(_Leased, Generic[R_co], eq=False):
     """The resources of one context, until ``release``.

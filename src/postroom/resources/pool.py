@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Generic, Self, cast
 
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, UnsetType
 
 from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
@@ -308,7 +308,7 @@ class ResourcePool(Generic[C, R]):
             ResourceError: ``key=`` failed, or the key cannot be hashed.
         """
         held = self.try_hold(context)
-        return None if held is None else Lease(*structs.astuple(held)[:2])
+        return None if held is None else held.lease()
 
     def try_hold(self, context: C) -> Held[R] | None:
         """Lease as ``try_lease`` does, for code that cannot forget the release: nothing warns if it does."""

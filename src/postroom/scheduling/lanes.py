@@ -275,7 +275,7 @@ class Scheduler(Generic[T]):
             self._streak = 0  # no lane is in line, and none has to wake
             return None
         # Before anyone is chosen: a tenant with a pause that is over has its turn in this very call.
-        if self._asleep.beds:
+        if self.beds:
             for woken in self._asleep.due(now):
                 self._wake(woken)
         while (lane := self._next()) is not None:
@@ -505,7 +505,7 @@ class Scheduler(Generic[T]):
 
     def next_wake(self) -> float | None:
         """Return when the next lane that sleeps may be granted a slot again; None when none sleeps."""
-        return self._asleep.next() if self._asleep.beds else None
+        return self._asleep.next()
 
     # -- who is next -------------------------------------------------------------------------------------------
 
