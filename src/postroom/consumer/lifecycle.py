@@ -55,6 +55,8 @@ _NAMED = 5
 """Tenants that the line about a pool that does not close names."""
 _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
+_LOOK = 0.1
+"""Seconds after which a stop looks again whether the fleet has a slot."""
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
@@ -503,22 +505,46 @@ class Run(Generic[C, R]):
         return len(self.engine.jobs) + max(0, self.scheduler.ready) + len(self._resolving()) + self.core.halted
 
     async def _all_ended(self, polls_end: float, ends: float) -> None:
-        """Wait for what is here, and until a time for polls: what they bring may be at its last receive."""
-        said = self._unfinished() > 0
-        while (unfinished := self._unfinished()) or self._polls.may_bring_the_last(polls_end):
+        """Wait for what is here, and for what may still start.
+
+        That is what a poll brings until a time, since it may be at its last receive, and what ``_next_try`` tells.
+        """
+        said, told = self._unfinished() > 0, False
+        while True:
+            unfinished, next_try = self._unfinished(), self._next_try(ends)
+            polls = [polls_end] if self._polls.may_bring_the_last(polls_end) else []
+            looks = polls if next_try is None else [*polls, next_try]
+            if not (unfinished or looks):
+                return
             self.engine.take_back()
-            # A job may have no task yet: it gets one within a turn of the loop.
             tasks: set[asyncio.Task[Any]] = {*self._tasks(), *self._resolving()}
             if self.core.halted:
                 tasks |= self.engine.rejecting
             if unfinished and not tasks:
-                await asyncio.sleep(0)
+                # A job may have no task yet: it gets one within a turn of the loop, unless the fleet has no slot for it.
+                await asyncio.sleep(0 if self.member is None else _LOOK)
                 continue
             if unfinished and not said:
                 said = True
                 self._diary.waits_for_handlers(ends - self._loop.time())
-            left = None if unfinished else polls_end - self._loop.time()
-            await asyncio.wait(tasks | self._polls.out, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            elif next_try is not None and not (unfinished or told):
+                told = True
+                self._diary.waits_for_tenants(self.scheduler.blocked, ends - self._loop.time())
+            left = None if unfinished else max(0.0, min(looks) - self._loop.time())
+            if waited := tasks | self._polls.out:
+                await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(left or 0.0)
+
+    def _next_try(self, ends: float) -> float | None:
+        """Return when what waits here for its tenant may start; None: not before the drain ends.
+
+        After an outage its tenant is tried again at a time, its rate has a next start, or the fleet gets a slot free.
+        """
+        times = [self._loop.time() + _LOOK] if self.scheduler.is_any_withheld() else []
+        if self.scheduler.blocked and (wakes := self.scheduler.next_wake()) is not None:
+            times.append(wakes)
+        return min((time for time in times if time < ends), default=None)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

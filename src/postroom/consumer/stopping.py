@@ -54,6 +54,12 @@ class StopDiary:
             "Stopping %s: waiting up to %g s for %s", self._name, seconds, said_of(self._jobs()), extra=self._about
         )
 
+    def waits_for_tenants(self, messages: int, seconds: float) -> None:
+        """Say that the stop waits for tenants that cannot run yet."""
+        self.enter("tenants are tried again", seconds)
+        text = "Stopping %s: waiting up to %g s for the next try of the tenants of %s at the last receive"
+        _log.info(text, self._name, seconds, counted(messages, "message"), extra=self._about)
+
     def end(self) -> float:
         """Note that the stop is over. Returns how many seconds it took."""
         if self._timer is not None:

@@ -497,6 +497,10 @@ class Scheduler(Generic[T]):
         """Whether its bound leaves a tenant nothing for now, as ``withhold`` was told."""
         return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
+    def is_any_withheld(self) -> bool:
+        """Whether something waits for nothing but a bound that leaves its tenant nothing for now."""
+        return any(lane.withheld and lane.waiting and not (lane.paused or lane.asleep) for lane in self._blocked)
+
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
         lane = self._lanes.get(tenant)

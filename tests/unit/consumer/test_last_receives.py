@@ -1,31 +1,27 @@
 """What a stop and an outage of SQS do with a message at its last receive: one dead letter at most."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, MessageContext, Polling, ServiceUnavailable, Shutdown
+from postroom import AckMode, Concurrency, Consumer, Fleet, MessageContext, Polling, ServiceUnavailable, Shutdown
 from postroom.transports.memory import MemoryQueue
-from support.world import Order, Tenant, World, in_world
+from support.fleet import Diary, FaultyState, replica
+from support.world import Database, Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Tenant]
 QUICK = Shutdown(poll=0.1, drain=0.5, cancel=0.5, flush=2)
-
-
-def queue_with_one_receive(world: World) -> None:
-    """Create a queue that makes a dead letter of what it handed out once."""
-    arn = world.broker.create_queue("dead").arn
-    world.create(RedrivePolicy=f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 1}}')
 
 
 def dead_letters_of_a_stop(work: Callable[[Ctx], Awaitable[object]], **options: Any) -> int:
     """Stop while a message is handled at its last receive, and return how many dead letters there are then."""
 
     async def scenario(world: World) -> int:
-        queue_with_one_receive(world)
+        world.create(dead_letters="dead", receives=1)
         orders = Consumer("orders", context=Tenant, client=world.client, shutdown=QUICK, **options)
 
         @orders.handler
@@ -68,7 +64,7 @@ def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(monkeypatch: py
     """A message waits for a slot at its last receive. SQS is back 3 s before its visibility timeout is over."""
 
     async def scenario(world: World) -> tuple[list[str], int]:
-        queue_with_one_receive(world)
+        world.create(dead_letters="dead", receives=1)
         one = Concurrency(total=1)
         orders = Consumer("orders", context=Tenant, client=world.client, concurrency=one, polling=Polling(wait=1))
         handled: list[str] = []
@@ -93,3 +89,97 @@ def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(monkeypatch: py
         return handled, sum(world.counts("dead"))
 
     assert in_world(scenario) == (["1", "2"], 0)
+
+
+class Stopped:
+    """What a stop did with messages of tenants that could not run when it began."""
+
+    def __init__(self, world: World, handled: list[str], began: float) -> None:
+        self.handled = handled
+        self.dead = sum(world.counts("dead"))
+        self.seconds = asyncio.get_running_loop().time() - began
+
+
+def stop_while_tenant_is_down(*, down_for: float, drain: float = 10.0) -> Stopped:
+    """Stop a consumer 3 s after its tenant's database went down, of which one message waits at its last receive."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        databases.failures["a"] = lambda: ConnectionRefusedError("down")
+        orders = Consumer(
+            "orders", context=Tenant, resources=databases, client=world.client, shutdown=Shutdown(drain=drain)
+        )
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(3)
+            asyncio.get_running_loop().call_later(down_for - 3, databases.failures.clear)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    return in_world(scenario, seed=1)
+
+
+def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixture) -> None:
+    """Its database is back one second after the stop began, when nothing runs any longer."""
+    caplog.set_level(logging.INFO, logger="postroom")
+    stopped = stop_while_tenant_is_down(down_for=4)
+    assert (stopped.handled, stopped.dead) == (["1"], 0)
+    text = "Stopping orders: waiting up to 10 s for the next try of the tenants of 1 message at the last receive"
+    assert caplog.text.count(text) == 1
+
+
+def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
+    """The pauses of an outage grow: when the next try is after the drain, the stop ends before it."""
+    stopped = stop_while_tenant_is_down(down_for=1000)
+    assert (stopped.handled, stopped.dead) == ([], 1)
+    assert stopped.seconds < 10
+
+
+def test_a_stop_lets_a_rate_go_on() -> None:
+    """Five messages at two per second: all are started in the drain."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        handled = list[str]()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: Ctx) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            orders.tenants.limit(Tenant("a"), rate=2)
+            world.send_orders(*"123456789")
+            await asyncio.sleep(0.1)
+            assert len(handled) < 4
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario)
+    assert (len(stopped.handled), stopped.dead) == (9, 0)
+    assert stopped.seconds < 5
+
+
+@pytest.mark.parametrize("seconds", [0.2, 5.0])
+def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
+    """Another replica has the tenant's only slot when the stop begins, so many seconds after the message came."""
+
+    async def scenario(world: World) -> tuple[list[str], int]:
+        world.create()
+        world.create("more", dead_letters="dead", receives=1)
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
+        async with replica(world, diary, fleet, "other"):
+            world.send_orders("1", seconds=8.0)
+            await asyncio.sleep(0.5)
+            async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=12)):
+                world.send({"order_id": "2"}, queue="more")
+                await asyncio.sleep(seconds)
+        return [who for _, who, _ in diary.starts], sum(world.counts("dead"))
+
+    assert in_world(scenario) == (["other", "one"], 0)
