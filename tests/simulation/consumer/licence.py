@@ -115,7 +115,9 @@ class Licence:
         ready = (
             tenant in self._plan.tenants and self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
         )
-        idle = len(self._process.handlers) + self._process.reporting == 0 and ready
+        budget = self._plan.limits.budget
+        room = budget is None or process.weight < budget  # opens that hang may take all of it
+        idle = len(self._process.handlers) + self._process.reporting == 0 and ready and room
         return calm and idle and shutdown.drain >= 1.0 and now < self._process.stopping_since + shutdown.drain - 0.5
 
     # -- dead letters ----------------------------------------------------------------------------------------------
