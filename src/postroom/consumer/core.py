@@ -72,6 +72,8 @@ class Scene(msgspec.Struct, frozen=True):
     """How many messages to hold at once."""
     calm: bool
     """Whether no tenant is kept from running, and nothing was decided about any."""
+    roomy: bool
+    """Whether there is a slot for each of them at once, and nothing that waits for one."""
     gone: set[str]
     """Message groups of which something went back since: nothing that follows may overtake it."""
 
@@ -116,6 +118,8 @@ class Core:
         self._halts: dict[str, Halt] = {}
         self.waking: deque[Hashable] = deque()
         """Tenants that wait only for room to go on, after an outage of their host."""
+        self.seated: deque[Job] = deque()
+        """Messages that had a slot at once when they arrived, and are to be started."""
         self.fifo: bool = False
         """Whether messages come from a FIFO queue."""
 
@@ -168,10 +172,11 @@ class Core:
 
     # -- arrival ------------------------------------------------------------------------------------------------
 
-    def scene(self) -> Scene:
-        """Return what messages find that arrive now."""
+    def scene(self, count: int = 0) -> Scene:
+        """Return what messages find that arrive now: at most so many that are started in this very moment."""
         held_up = self.scheduler.blocked_lanes or self.availability.troubled or self._tenants.ruled
-        return Scene(self.policy.capacity(self), not held_up, set())
+        roomy = count > 0 and not held_up and self.scheduler.has_room(count)
+        return Scene(self.policy.capacity(self), not held_up, roomy, set())
 
     def arrive(self, job: Job, now: float, scene: Scene | None = None) -> bool:
         """Take a message in when its tenant is known, or cannot be. Returns whether it lacks nothing but a slot.
@@ -208,7 +213,10 @@ class Core:
         if chooses and self._is_surplus(job, now, scene.capacity):
             self._park(job)
             return False
-        self.scheduler.add(job)
+        if scene.roomy and not chooses and job.group is None and self.scheduler.seat(job):
+            self.seated.append(job)
+        else:
+            self.scheduler.add(job)
         return not blocked
 
     def _goes_away(self, job: Job, now: float, *, blocked: bool) -> bool:
@@ -314,6 +322,10 @@ class Core:
 
     def next(self, now: float) -> Job | None:
         """Return a message that has got a slot: it is started, or goes on if it has its resources."""
+        if self.seated:
+            job = self.seated.popleft()
+            job.since = now
+            return job
         while (job := self.scheduler.grant(now)) is not None:
             if not self.availability.troubled or self._may_run(job, now):
                 job.since = now

@@ -136,7 +136,10 @@ class Engine:
         core, scheduler = self.core, self.core.scheduler
         if now is None:
             now = self._time()
-        while scheduler.running < scheduler.total and (job := core.next(now)) is not None:
+        # Where nothing waits, and no lane has to wake, no one is asked for more.
+        while (
+            core.seated or ((scheduler.waiting or scheduler.beds) and scheduler.running < scheduler.total)
+        ) and (job := core.next(now)) is not None:
             if job.turn is not None:
                 # A withdrawal may have come in the same turn of the loop, and answered first.
                 if not job.turn.done():

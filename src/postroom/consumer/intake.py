@@ -91,7 +91,7 @@ class Intake:
         runnable = again = len(messages) - len(jobs)
         later: dict[Hashable, list[tuple[Job, Awaitable[Any]]]] = {}
         source.facts.received(jobs, now)
-        scene = core.scene()
+        scene = core.scene(len(jobs))
         for job in jobs:
             if self._observers:
                 # In a clean context: this task lasts, and must keep nothing that an observer sets for one message.

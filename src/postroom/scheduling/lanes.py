@@ -110,7 +110,8 @@ class Scheduler(Generic[T]):
         self._controls: dict[Hashable, Control] = {}
         self.running: int = 0
         """Slots in use."""
-        self._waiting = 0
+        self.waiting: int = 0
+        """Tickets that wait for a slot, those behind the head of a message group included."""
         self._suspended = 0
         self._behind_blocked = 0
         self._round = 0
@@ -155,14 +156,9 @@ class Scheduler(Generic[T]):
     # -- what is here -------------------------------------------------------------------------------------------
 
     @property
-    def waiting(self) -> int:
-        """Tickets that wait for a slot, those behind the head of a message group included."""
-        return self._waiting
-
-    @property
     def size(self) -> int:
         """Tickets that are not done."""
-        return self._waiting + self.running + self._suspended
+        return self.waiting + self.running + self._suspended
 
     @property
     def blocked(self) -> int:
@@ -182,7 +178,7 @@ class Scheduler(Generic[T]):
     @property
     def ready(self) -> int:
         """Tickets that would run if there were slots enough, caps not considered."""
-        return self._waiting - self._behind_blocked - self._groups.behind
+        return self.waiting - self._behind_blocked - self._groups.behind
 
     @property
     def behind(self) -> int:
@@ -196,7 +192,7 @@ class Scheduler(Generic[T]):
 
     def statistics(self) -> SchedulerStatistics:
         """Return the gauges as they are now."""
-        return SchedulerStatistics(self.running, self._waiting, self._suspended, len(self._lanes))
+        return SchedulerStatistics(self.running, self.waiting, self._suspended, len(self._lanes))
 
     def tenants(self) -> list[Hashable]:
         """Return the tenants that have something here. Safe to call from another thread."""
@@ -263,15 +259,47 @@ class Scheduler(Generic[T]):
     def add(self, ticket: T) -> None:
         """Take a ticket in. It waits for its turn, and behind every earlier ticket of its message group."""
         ticket.state = _WAITING
-        self._waiting += 1
+        self.waiting += 1
         if ticket.group is None or self._groups.enter(ticket.group, ticket):
             self._line_up(ticket)
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many tickets that come now can all have a slot at once, those that are reserved left aside.
+
+        Then their order is nothing to decide about, and ``seat`` takes them in. So it is where nothing waits.
+        """
+        if self.waiting or self._varies or self._blocked or self._controls:
+            return False
+        self._streak = 0
+        return self.running + count <= self.total - self._reserved
+
+    def seat(self, ticket: T) -> bool:
+        """Take a ticket in and give it a slot at once, where ``has_room`` said so. Returns whether it has one.
+
+        The same as ``add`` and ``grant``, without a line: a tenant that has its cap waits in one.
+        """
+        lane = self._lanes.get(ticket.tenant)
+        if lane is None:
+            lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
+            lane.known = True
+        elif lane.running >= lane.cap or lane.waiting:
+            return False
+        if self._blocked and lane.blocked:  # decided since by what a receive calls
+            return False
+        number = int(lane.served / self._quantum)
+        if number > self._round:
+            self._round = number
+        elif number < self._round:
+            lane.served = self._round * self._quantum
+        ticket.lane, ticket.state = lane, _RUNNING
+        self._run(ticket, lane)
+        return True
 
     def grant(self, now: float = 0.0) -> T | None:
         """Give a slot to the next at the time ``now``, or return None."""
         if self.running >= self.total:
             return None
-        if not (self._waiting or self.beds or self._fresh or self._within.numbers or self._over.numbers):
+        if not (self.waiting or self.beds or self._fresh or self._within.numbers or self._over.numbers):
             self._streak = 0  # no lane is in line, and none has to wake
             return None
         # Before anyone is chosen: a tenant with a pause that is over has its turn in this very call.
@@ -293,18 +321,8 @@ class Scheduler(Generic[T]):
                 continue
             ticket = lane.waiting.popleft()
             ticket.state = _RUNNING
-            # Charged by estimate, before the end is known: otherwise one tenant with slow handlers
-            # would get all the slots.
-            ticket.charge = lane.estimate
-            lane.served += ticket.charge / lane.weight
-            lane.running += 1
-            self.running += 1
-            self._waiting -= 1
-            if len(self._lanes) == 1:
-                self._alone += 1
-            else:
-                self._alone = 0
-                self._met = True
+            self.waiting -= 1
+            self._run(ticket, lane)
             if lane.waiting and lane.running < lane.cap:
                 self._line(lane)
             return ticket
@@ -319,7 +337,7 @@ class Scheduler(Generic[T]):
             return
         if ticket.lane is None and ticket.group is not None:  # it was lost while it waited behind its group's head
             self._groups.leave(ticket)
-            self._waiting -= 1
+            self.waiting -= 1
             ticket.state = _DONE
             return
         lane = ticket.lane or lane_of(ticket)
@@ -334,7 +352,7 @@ class Scheduler(Generic[T]):
             self._end_suspension(lane)
         else:
             lane.waiting.remove(ticket)
-            self._waiting -= 1
+            self.waiting -= 1
             self._behind_blocked -= lane.blocked
         ticket.state = _DONE
         # Before the lane is offered: the next of the group may be all that it has.
@@ -407,7 +425,7 @@ class Scheduler(Generic[T]):
     def withdraw_group(self, ticket: T) -> list[T]:
         """Strike off, in order, what waits behind a ticket in its message group, because that ticket is not done."""
         behind = self._groups.strike_off(ticket)
-        self._waiting -= len(behind)
+        self.waiting -= len(behind)
         return behind
 
     def shed(self, *, keep: int, blocked_before: float, may_go: Callable[[T], bool] = lambda _ticket: True) -> list[T]:
@@ -430,7 +448,7 @@ class Scheduler(Generic[T]):
         """
         withdrawn: list[T] = []
         for ticket in self._groups.strike_off_all(keep):
-            self._waiting -= 1
+            self.waiting -= 1
             withdrawn.append(ticket)
         # Those behind go first from their groups; in the result they follow, so that each group
         # keeps its order.
@@ -602,6 +620,19 @@ class Scheduler(Generic[T]):
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
+    def _run(self, ticket: T, lane: Lane[T]) -> None:
+        # Charged by estimate, before the end is known: otherwise one tenant with slow handlers
+        # would get all the slots.
+        ticket.charge = charge = lane.estimate
+        lane.served += charge / lane.weight
+        lane.running += 1
+        self.running += 1
+        if len(self._lanes) == 1:
+            self._alone += 1
+        else:
+            self._alone = 0
+            self._met = True
+
     def _line_up(self, ticket: T) -> None:
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
@@ -643,7 +674,7 @@ class Scheduler(Generic[T]):
 
     def _wait_first(self, ticket: T, lane: Lane[T]) -> None:
         ticket.state = _WAITING
-        self._waiting += 1
+        self.waiting += 1
         lane.waiting.appendleft(ticket)
         self._behind_blocked += lane.blocked
         self._offer(lane)
@@ -684,7 +715,7 @@ class Scheduler(Generic[T]):
         into.append(ticket)
         into.extend(self.withdraw_group(ticket))
         ticket.state = _DONE
-        self._waiting -= 1
+        self.waiting -= 1
         self._behind_blocked -= lane.blocked
         if ticket.group is not None:
             self._groups.next(ticket.group)

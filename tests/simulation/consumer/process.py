@@ -325,7 +325,9 @@ class Process:
             if isinstance(error, ResourceOpenError) and not for_now:
                 self.ledger.excuses(failure.message.receipt_handle, NO_TENANT)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
-            if not for_now and not isinstance(error, OwnershipLost) and self.stopping_since is None:
+            # It may have been handled before, with the same handle, as far as `ctx.retry()`.
+            counts = not (for_now or of_a_function or isinstance(error, OwnershipLost))
+            if counts and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
         finally:

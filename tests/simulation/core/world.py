@@ -353,7 +353,7 @@ class World:
         """Take received messages in."""
         jobs = self._take(messages)
         runnable = len(messages) - len(jobs)
-        scene = self.core.scene()
+        scene = self.core.scene(len(jobs))
         for job in jobs:
             letter = self.letter(job)
             self.note("received", f"{letter.number} tenant {letter.tenant} receive {letter.receives}")
