@@ -32,6 +32,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.tickets.append(ticket)
         self.scheduler.add(ticket)
 
+    @rule(target=running, tenants=st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple))
+    def receive(self, tenants: tuple[int, ...]) -> Ticket | None:
+        """Some messages arrive together: where there is room for all, each is seated unless its tenant has its cap."""
+        tickets = [Ticket(tenant) for tenant in tenants]
+        room = self.scheduler.has_room(len(tickets))
+        assert not room or (self._count(State.WAITING) == 0 and self._count(State.SUSPENDED) == 0)
+        for ticket in tickets:
+            may_run = room and self._count(State.RUNNING, ticket.tenant) < self.per_tenant
+            if not (room and self.scheduler.seat(ticket)):
+                self.scheduler.add(ticket)
+            self.tickets.append(ticket)
+            assert (ticket.state is State.RUNNING) is may_run
+        return tickets[0]
+
     @rule(target=running)
     def grant(self) -> Ticket | None:
         """A slot is asked for."""

@@ -323,9 +323,9 @@ class Core:
     def next(self, now: float) -> Job | None:
         """Return a message that has got a slot: it is started, or goes on if it has its resources."""
         if self.seated:
-            job = self.seated.popleft()
-            job.since = now
-            return job
+            seated = self.seated.popleft()
+            seated.since = now
+            return seated
         while (job := self.scheduler.grant(now)) is not None:
             if not self.availability.troubled or self._may_run(job, now):
                 job.since = now

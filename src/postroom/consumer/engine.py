@@ -136,10 +136,10 @@ class Engine:
         core, scheduler = self.core, self.core.scheduler
         if now is None:
             now = self._time()
-        # Where nothing waits, and no lane has to wake, no one is asked for more.
-        while (
-            core.seated or ((scheduler.waiting or scheduler.beds) and scheduler.running < scheduler.total)
-        ) and (job := core.next(now)) is not None:
+        # The core is not asked where nothing waits, and no lane has to wake.
+        while core.seated or ((scheduler.waiting or scheduler.beds) and scheduler.running < scheduler.total):
+            if (job := core.next(now)) is None:
+                break
             if job.turn is not None:
                 # A withdrawal may have come in the same turn of the loop, and answered first.
                 if not job.turn.done():
@@ -197,6 +197,7 @@ class Engine:
         ``defect`` is the error that leaves the task, if one does: it ends the consumer.
         """
         task = job.task
+        core, scheduler = self.core, self.core.scheduler
         try:
             now = self._time()
             self.jobs.pop(job, None)
@@ -209,8 +210,9 @@ class Engine:
             if job.settlement is None and not job.lost and (job.state is _WAITING or job.state is _NEW):
                 job.running = False
             else:
-                self.core.finish(job, now)
-            self.dispatch(now)
+                core.finish(job, now)
+            if scheduler.waiting or scheduler.beds or core.actions or self.collector is not None:
+                self.dispatch(now)
             self.make_room()
         except BaseException as error:
             defect = error

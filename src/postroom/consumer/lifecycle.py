@@ -521,7 +521,7 @@ class Run(Generic[C, R]):
             if self.core.halted:
                 tasks |= self.engine.rejecting
             if unfinished and not tasks:
-                # A job may have no task yet: it gets one within a turn of the loop, unless the fleet has no slot for it.
+                # A job may have no task yet: it gets one in this turn of the loop, or later from the fleet.
                 await asyncio.sleep(0 if self.member is None else _LOOK)
                 continue
             if unfinished and not said:

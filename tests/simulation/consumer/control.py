@@ -83,6 +83,11 @@ class Decisions:
             return f"runs {running} handlers of {tenant}, limited to {known.concurrency}"
         return None
 
+    def is_stopped(self, tenant: str) -> bool:
+        """Whether nothing of a tenant may start now."""
+        known = self._of.get(tenant)
+        return known is not None and known.stopped_at is not None
+
     def resumes(self, tenant: str) -> bool:
         """Whether a tenant is resumed in this very instant."""
         known = self._of.get(tenant)

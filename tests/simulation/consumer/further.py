@@ -32,6 +32,9 @@ def with_further_hardships(plan: Plan) -> Plan:
     plan = replace(plan, equal=False, redrives=(), blind=False, faults=faults)
     for name, harden in rng.sample(FURTHER, rng.choice((1, 1, 2))):
         plan = replace(harden(plan, rng), hardships=(*plan.hardships, name))
+    rng = Random(plan.seed ^ 0x57095)  # apart again: the schedules above stay what they are
+    if rng.random() < 0.1:
+        plan = replace(_stops_at_last_receive(plan, rng), hardships=(*plan.hardships, "stops at the last receive"))
     return plan
 
 
@@ -207,6 +210,27 @@ def _failing_diversions(plan: Plan, rng: Random) -> Plan:
         how = rng.choice((*_FAILS, How.BEYOND, How.SLOW))
         begin = start + rng.uniform(-1.0, 5.0)
         plan = _obstructed(plan, Obstruction(call, how, begin, begin + rng.uniform(3.0, 70.0), queue=ELSEWHERE))
+    return plan
+
+
+def _stops_at_last_receive(plan: Plan, rng: Random) -> Plan:
+    """A consumer stops with messages at their last receive, of tenants that may not run just then."""
+    orders = tuple(replace(each, seconds=min(each.seconds, 0.3)) for each in without_endless(plan.orders))
+    shutdown = make_shutdown(poll=1.0, drain=rng.choice((3.0, 8.0)), cancel=1.0, flush=5.0, close=2.0)
+    options = _visible(plan, 30) | {"shutdown": shutdown}
+    plan = replace(_calm(plan, rng, 0.8), orders=orders, options=options, max_receives=1, obstructions=())
+    tenant = rng.choice(plan.tenants)
+    match rng.choice(("rate", "rate", "outage", "room")):
+        case "rate":
+            plan = with_events(plan, *_everywhere(rng, plan, "limit rate", tenant, at=0.0, seconds=60.0))
+        case "outage":
+            at, trouble = rng.uniform(0.0, 3.0), rng.choice(REFUSING)
+            event = make_event(rng, plan, "trouble", tenant=tenant, at=at, seconds=5.0, trouble=trouble)
+            plan = with_events(plan, event)
+        case _:
+            plan = replace(plan, limits=replace(plan.limits, budget=rng.choice((1, 2))))
+    for index in range(3):
+        plan = with_events(plan, make_event(rng, plan, "stop", index=index, at=rng.uniform(0.1, 6.0)))
     return plan
 
 

@@ -15,6 +15,7 @@ from postroom.consumer import engine
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.consumer.lifecycle import Run
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.consumer.source import Source
@@ -101,13 +102,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
     Mutant("pauses nothing in its own queue", swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
-    Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_002, "blame"),
+    Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(
         "takes any cancellation for its own", swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_012, "blame"
     ),
     Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
+    Mutant("ends a stop before the next try", says(Run, "_next_try", None), 300_015_778, "poison"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
 )
 

@@ -18,6 +18,8 @@ EARLIEST = 0.7
 """The part of the retention period after which a message may be given up for it."""
 LONG_POLL = 20.0
 """Seconds within which a process with a wrong clock knows SQS's time: a long poll may have waited for so long."""
+_MOMENT = 0.5
+"""Seconds in which the polls of a busy queue end at a stop, before anything else."""
 _ENDING = 0.1
 """Seconds for which the task of a handler that failed may go on."""
 
@@ -53,7 +55,8 @@ class Licence:
         assert process.stopping_since is not None
         shutdown = self._plan.options["shutdown"]
         since = max(process.stopping_since, process.stillness[1])
-        end = since + max(shutdown.drain, shutdown.poll)  # one may arrive with the last poll
+        # The drain begins when the polls of a busy queue have ended. One may arrive with the last poll.
+        end = since + max(min(_MOMENT, shutdown.poll) + shutdown.drain, shutdown.poll)
         pressed = process.pressed_at is not None and process.pressed_at > process.stopping_since
         in_time = not (process.hurried or pressed) and self._now() < end
         # By what SQS says: it counts receives, too, that never arrived.
@@ -113,10 +116,11 @@ class Licence:
         in_a_hurry = process.hurried or process.cancelled
         calm = not (in_a_hurry or process.disturbed or process.frozen or self._shared.gaps)
         ready = (
-            tenant in self._plan.tenants and self._shared.healthy(tenant) and not self._process.blame.is_open(tenant)
+            tenant in self._plan.tenants
+            and self._shared.healthy(tenant)
+            and not (process.blame.is_open(tenant) or process.decisions.is_stopped(tenant))
         )
-        budget = self._plan.limits.budget
-        room = budget is None or process.weight < budget  # opens that hang may take all of it
+        room = process.weight < self._plan.limits.budget  # opens that hang may take all of it
         idle = len(self._process.handlers) + self._process.reporting == 0 and ready and room
         return calm and idle and shutdown.drain >= 1.0 and now < self._process.stopping_since + shutdown.drain - 0.5
 

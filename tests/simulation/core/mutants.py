@@ -98,7 +98,7 @@ def loses_count_of_what_waits(patch: Patch) -> None:
 
     def uncounted(self: Scheduler[Any], ticket: Any, *, seconds: float | None = None) -> None:
         put_back(self, ticket, seconds=seconds)
-        self._waiting -= 1
+        self.waiting -= 1
 
     patch.setattr(Scheduler, "put_back", uncounted)
 

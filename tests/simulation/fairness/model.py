@@ -115,18 +115,18 @@ class Plain(Scheduler[Job]):
         self._queues: dict[Any, deque[Job]] = {}
 
     @property
-    def waiting(self) -> int:
-        """Jobs that wait."""
-        return sum(map(len, self._queues.values()))
-
-    @property
     def size(self) -> int:
         """Jobs that are here."""
         return self.waiting + self.total - self._free
 
+    def has_room(self, count: int) -> bool:
+        """Let everything stand in line."""
+        return False
+
     def add(self, ticket: Job) -> None:
         """Take a job in."""
         ticket.state = State.WAITING
+        self.waiting += 1
         self._queues.setdefault(ticket.tenant if self._in_turn else None, deque()).append(ticket)
 
     def grant(self, now: float = 0.0) -> Job | None:
@@ -139,6 +139,7 @@ class Plain(Scheduler[Job]):
         if line:
             self._queues[tenant] = line
         self._free -= 1
+        self.waiting -= 1
         job.state = State.RUNNING
         return job
 
@@ -150,6 +151,7 @@ class Plain(Scheduler[Job]):
         """Give up what waits."""
         waiting = [job for line in self._queues.values() for job in line]
         self._queues.clear()
+        self.waiting = 0
         return waiting
 
 

@@ -55,6 +55,58 @@ def test_total_is_never_exceeded() -> None:
     assert granted(made) == ["c1"]
 
 
+def received(made: Scheduler[Work], *names: str) -> list[str]:
+    """Take in what one receive brings, and return the names of what has a slot at once."""
+    room = made.has_room(len(names))
+    tickets = [work(name) for name in names]
+    for ticket in tickets:
+        if not (room and made.seat(ticket)):
+            made.add(ticket)
+    return [ticket.name for ticket in tickets if ticket.state is State.RUNNING]
+
+
+def test_what_arrives_is_seated_where_there_are_slots_for_all() -> None:
+    """Otherwise all of it waits for its turn: the first of a receive must not have the slots of the others."""
+    made, _ = scheduler(total=5, reserved=1)
+    assert received(made, "a1", "a2", "b1") == ["a1", "a2", "b1"]
+    assert received(made, "a3", "c1") == []  # one slot is left beside the reserve
+    assert granted(made) == ["c1"]
+
+
+def test_nothing_is_seated_before_what_waits() -> None:
+    """Slots are free, and what waits may not have one, since its tenant has its cap."""
+    made, _ = scheduler(per_tenant=2)
+    assert received(made, "a1", "a2", "a3", "b1") == ["a1", "a2", "b1"]
+    assert received(made, "b2") == []
+    assert granted(made) == ["b2"]
+
+
+def test_what_is_seated_counts_like_what_is_granted() -> None:
+    """Its seconds are its tenant's: one that had much of them is behind the others."""
+    made, tickets = scheduler("a1", "b1", total=4)
+    seated = {name: work(name) for name in ("a2", "b2")}
+    assert granted(made) == ["a1", "b1"]
+    assert made.has_room(2)
+    assert all(map(made.seat, seated.values()))
+    for name in ("a3", "a4", "b3", "b4"):
+        made.add(work(name))
+    made.finish(seated["a2"], seconds=10.0)
+    made.finish(seated["b2"], seconds=0.01)
+    assert granted(made) == ["b3", "b4"]
+    made.finish(tickets["a1"], seconds=0.01)
+    assert granted(made) == ["a3"]
+
+
+def test_nothing_is_seated_of_a_tenant_that_is_paused_meanwhile() -> None:
+    """By what a receive calls for each of its messages, as a resolver."""
+    made, _ = scheduler("a1")
+    assert granted(made) == ["a1"]
+    assert made.has_room(3)
+    made.control("a", paused=True)
+    made.control("c", paused=True)
+    assert [made.seat(work(name)) for name in ("a2", "b1", "c1")] == [False, True, False]
+
+
 def test_one_tenant_is_capped_and_the_others_take_the_rest() -> None:
     """The per-tenant cap holds one tenant back, never the slots."""
     made, tickets = scheduler("a1", "a2", "a3", "b1", total=4, per_tenant=2)
