@@ -334,6 +334,11 @@ class Core:
                 return job
         return None
 
+    def unseat(self) -> None:
+        """Let what had a slot at once, and is not started, wait for one: something was decided meanwhile."""
+        while self.seated:
+            self.scheduler.put_back(self.seated.pop())
+
     def _refill(self, tenant: Hashable) -> None:
         """Call messages of a tenant back that has a rate, before its lane runs empty."""
         rate = self._tenants.rate_of(tenant)
@@ -551,6 +556,7 @@ class Core:
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
+        self.unseat()
         if self.availability.decided(tenant) is not None:
             self.scheduler.wake(tenant)  # it may be a minute until the message is back that tried its diversion
         if not paused:

@@ -233,6 +233,7 @@ class Run(Generic[C, R]):
             # Before the slots: a handler that gets a new slot must find its thread.
             self._threads.resize(concurrency.threads)
         self.scheduler.adjust(**self._scheduler_limits(concurrency))
+        self.core.unseat()
         self.engine.dispatch()
         self._poller.wake()
 
