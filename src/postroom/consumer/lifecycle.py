@@ -343,7 +343,6 @@ class Run(Generic[C, R]):
     async def _return_unstarted(self) -> None:
         self.engine.keep_returns(self._polls.out_until)
         self.core.close()
-        self.engine.close()
         for job in tuple(self.engine.jobs):
             # Also those that wait with their resources in hand: they hold leases that the pool's
             # close needs.

@@ -141,6 +141,30 @@ def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
     assert stopped.seconds < 10
 
 
+def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
+    """A message may start after 100 s, and is kept for 60: it becomes a dead letter, with its reason, before that."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="60")
+        handled = list[str]()
+        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=110))
+
+        @orders.handler
+        async def handle(order: Order, _ctx: Ctx) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            orders.tenants.limit(Tenant("a"), rate=0.01)
+            world.send_orders("1", "2")
+            await asyncio.sleep(1)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario)
+    assert (len(stopped.handled), stopped.dead) == (1, 1)
+    assert stopped.seconds < 60
+
+
 def test_a_stop_lets_a_rate_go_on() -> None:
     """Five messages at two per second: all are started in the drain."""
 
