@@ -541,10 +541,13 @@ class Core:
         return capacity - max(self.taken(capacity), first)
 
     def wake_some(self) -> None:
-        """Let the tenants of a host that is back go on as far as there is room: all at once would stop the receives."""
+        """Let the tenants of a host that is back go on as far as there is room: all at once would stop the receives.
+
+        A stop receives nothing, and has no time for turns.
+        """
         while self.waking:
             opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
-            if self.taken(self.capacity()) + 2 * opening >= self.slots:
+            if not self.closing and self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
             self.scheduler.wake(self.waking.popleft())
 
@@ -940,6 +943,7 @@ class Core:
         for job in self.scheduler.withdraw_waiting(_is_short):
             self._return(job)
         self._return_halted()
+        self.wake_some()
 
     def abandon(self) -> None:
         """Give back what is left: there is no time to start it."""

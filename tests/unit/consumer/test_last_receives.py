@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, Fleet, MessageContext, Polling, ServiceUnavailable, Shutdown
+from postroom import (
+    AckMode,
+    Concurrency,
+    Consumer,
+    Fleet,
+    MessageContext,
+    Polling,
+    ResourcePool,
+    ServiceUnavailable,
+    Shutdown,
+)
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
 from support.world import Database, Databases, Order, Tenant, World, in_world
@@ -139,6 +149,40 @@ def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
     stopped = stop_while_tenant_is_down(down_for=1000)
     assert (stopped.handled, stopped.dead) == ([], 1)
     assert stopped.seconds < 10
+
+
+@pytest.mark.parametrize("back_after", [1.0, -0.01])
+def test_in_a_stop_the_tenants_of_a_host_that_is_back_take_no_turns(back_after: float) -> None:
+    """Turns keep the receives going, of which there are none. It is back so long after the stop began, or before."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        names = [f"t{number}" for number in range(8)]
+        databases.failures |= dict.fromkeys(names, lambda: ConnectionRefusedError("down"))
+        pool: ResourcePool[Tenant, Database] = ResourcePool(databases, host=lambda _tenant: "db-1")
+        options: dict[str, Any] = {"concurrency": Concurrency(total=1), "shutdown": Shutdown(drain=4)}
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **options)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.05)
+            handled.append(order.order_id)
+
+        loop = asyncio.get_running_loop()
+        async with pool, orders:
+            for name in names:
+                world.send_orders(name, tenant=name)
+            await asyncio.sleep(5)
+            loop.call_later(max(0.0, back_after), databases.failures.clear)
+            while back_after < 0 and not handled:
+                await asyncio.sleep(0.01)
+            began = loop.time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (8, 0)
+    assert stopped.seconds < 3
 
 
 def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
