@@ -520,9 +520,18 @@ class Scheduler(Generic[T]):
         """Whether its bound leaves a tenant nothing for now, as ``withhold`` was told."""
         return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
-    def is_any_withheld(self) -> bool:
-        """Whether something waits for nothing but a bound that leaves its tenant nothing for now."""
-        return any(lane.withheld and lane.waiting and not (lane.paused or lane.asleep) for lane in self._blocked)
+    def startable_before(self, end: float) -> int:
+        """Return how many tickets wait for nothing but a time before ``end``, or a bound that leaves them nothing now.
+
+        As a tenant's next try after an outage, and the next start at its pace. Not what is paused, nor what is woken by
+        something that runs.
+        """
+        return sum(
+            len(lane.waiting)
+            for lane in self._blocked
+            if not (lane.paused or lane.suspended)
+            and (not lane.asleep or (lane.asleep_until is not None and lane.asleep_until < end))
+        )
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""

@@ -101,6 +101,10 @@ def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(monkeypatch: py
     assert in_world(scenario) == (["1", "2"], 0)
 
 
+async def ignore(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+    """Handle a message."""
+
+
 class Stopped:
     """What a stop did with messages of tenants that could not run when it began."""
 
@@ -142,6 +146,7 @@ def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixt
     assert (stopped.handled, stopped.dead) == (["1"], 0)
     text = "Stopping orders: waiting up to 10 s for the next try of the tenants of 1 message at the last receive"
     assert caplog.text.count(text) == 1
+    assert "0 handlers" not in caplog.text
 
 
 def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
@@ -149,6 +154,31 @@ def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
     stopped = stop_while_tenant_is_down(down_for=1000)
     assert (stopped.handled, stopped.dead) == ([], 1)
     assert stopped.seconds < 10
+
+
+def test_a_stop_does_not_wait_for_a_paused_tenant() -> None:
+    """It was paused while its database was opened, which failed: it has a next try, and would not run then either."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases = Databases()
+        databases.seconds = 2.0
+        databases.failures["a"] = lambda: ConnectionRefusedError("down")
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+        orders.handler(ignore)
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(10)
+            while not databases.opening:
+                await asyncio.sleep(0.1)
+            orders.tenants.pause(Tenant("a"))
+            await asyncio.sleep(2.1)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, [], began)
+
+    stopped = in_world(scenario, seed=1)
+    assert stopped.dead == 1
+    assert stopped.seconds < 0.5
 
 
 @pytest.mark.parametrize("back_after", [1.0, -0.01])
