@@ -334,6 +334,11 @@ class Core:
                 return job
         return None
 
+    def unseat(self) -> None:
+        """Let what had a slot at once, and is not started, wait for one: something was decided meanwhile."""
+        while self.seated:
+            self.scheduler.put_back(self.seated.pop())
+
     def _refill(self, tenant: Hashable) -> None:
         """Call messages of a tenant back that has a rate, before its lane runs empty."""
         rate = self._tenants.rate_of(tenant)
@@ -536,10 +541,13 @@ class Core:
         return capacity - max(self.taken(capacity), first)
 
     def wake_some(self) -> None:
-        """Let the tenants of a host that is back go on as far as there is room: all at once would stop the receives."""
+        """Let the tenants of a host that is back go on as far as there is room: all at once would stop the receives.
+
+        A stop receives nothing, and has no time for turns.
+        """
         while self.waking:
             opening = self.scheduler.statistics().suspended  # each has more of its tenant behind it
-            if self.taken(self.capacity()) + 2 * opening >= self.slots:
+            if not self.closing and self.taken(self.capacity()) + 2 * opening >= self.slots:
                 return
             self.scheduler.wake(self.waking.popleft())
 
@@ -551,6 +559,7 @@ class Core:
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
+        self.unseat()
         if self.availability.decided(tenant) is not None:
             self.scheduler.wake(tenant)  # it may be a minute until the message is back that tried its diversion
         if not paused:
@@ -934,6 +943,7 @@ class Core:
         for job in self.scheduler.withdraw_waiting(_is_short):
             self._return(job)
         self._return_halted()
+        self.wake_some()
 
     def abandon(self) -> None:
         """Give back what is left: there is no time to start it."""

@@ -56,7 +56,7 @@ _NAMED = 5
 _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 _LOOK = 0.1
-"""Seconds after which a stop looks again whether the fleet has a slot."""
+"""Seconds after which a stop looks again whether what waits for its tenant was started, or need not be waited for."""
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
@@ -233,6 +233,7 @@ class Run(Generic[C, R]):
             # Before the slots: a handler that gets a new slot must find its thread.
             self._threads.resize(concurrency.threads)
         self.scheduler.adjust(**self._scheduler_limits(concurrency))
+        self.core.unseat()
         self.engine.dispatch()
         self._poller.wake()
 
@@ -342,7 +343,6 @@ class Run(Generic[C, R]):
     async def _return_unstarted(self) -> None:
         self.engine.keep_returns(self._polls.out_until)
         self.core.close()
-        self.engine.close()
         for job in tuple(self.engine.jobs):
             # Also those that wait with their resources in hand: they hold leases that the pool's
             # close needs.
@@ -507,14 +507,13 @@ class Run(Generic[C, R]):
     async def _all_ended(self, polls_end: float, ends: float) -> None:
         """Wait for what is here, and for what may still start.
 
-        That is what a poll brings until a time, since it may be at its last receive, and what ``_next_try`` tells.
+        That is what a poll brings until a time, since it may be at its last receive, and what waits for its tenant's
+        next try after an outage, for its rate, or for a slot of the fleet.
         """
-        said, told = self._unfinished() > 0, False
         while True:
-            unfinished, next_try = self._unfinished(), self._next_try(ends)
-            polls = [polls_end] if self._polls.may_bring_the_last(polls_end) else []
-            looks = polls if next_try is None else [*polls, next_try]
-            if not (unfinished or looks):
+            unfinished = self._unfinished()
+            startable = 0 if unfinished else self.scheduler.startable_before(ends)
+            if not (unfinished or startable or self._polls.may_bring_the_last(polls_end)):
                 return
             self.engine.take_back()
             tasks: set[asyncio.Task[Any]] = {*self._tasks(), *self._resolving()}
@@ -524,27 +523,20 @@ class Run(Generic[C, R]):
                 # A job may have no task yet: it gets one in this turn of the loop, or later from the fleet.
                 await asyncio.sleep(0 if self.member is None else _LOOK)
                 continue
-            if unfinished and not said:
-                said = True
-                self._diary.waits_for_handlers(ends - self._loop.time())
-            elif next_try is not None and not (unfinished or told):
-                told = True
-                self._diary.waits_for_tenants(self.scheduler.blocked, ends - self._loop.time())
-            left = None if unfinished else max(0.0, min(looks) - self._loop.time())
+            now = self._loop.time()
+            left: float | None = None
+            if unfinished:
+                self._diary.waits_for_handlers(ends - now)
+            elif startable:
+                self._diary.waits_for_tenants(startable, ends - now)
+                left = _LOOK
+            else:
+                left = max(0.0, polls_end - now)
+                self._diary.enter("polls end", left)
             if waited := tasks | self._polls.out:
                 await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.sleep(left or 0.0)
-
-    def _next_try(self, ends: float) -> float | None:
-        """Return when what waits here for its tenant may start; None: not before the drain ends.
-
-        After an outage its tenant is tried again at a time, its rate has a next start, or the fleet gets a slot free.
-        """
-        times = [self._loop.time() + _LOOK] if self.scheduler.is_any_withheld() else []
-        if self.scheduler.blocked and (wakes := self.scheduler.next_wake()) is not None:
-            times.append(wakes)
-        return min((time for time in times if time < ends), default=None)
+                await asyncio.sleep(_LOOK)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

@@ -34,6 +34,7 @@ class StopDiary:
         self._loop = loop
         self._began = 0.0
         self._step = ""
+        self._said: set[str] = set()
         self._until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,17 +49,20 @@ class StopDiary:
         self._until = self._loop.time() + seconds
 
     def waits_for_handlers(self, seconds: float) -> None:
-        """Say which handlers the stop waits for."""
-        self.enter("handlers finish", seconds)
-        _log.info(
-            "Stopping %s: waiting up to %g s for %s", self._name, seconds, said_of(self._jobs()), extra=self._about
-        )
+        """Say, once, which handlers the stop waits for."""
+        self._wait("handlers finish", seconds, said_of(self._jobs()))
 
     def waits_for_tenants(self, messages: int, seconds: float) -> None:
-        """Say that the stop waits for tenants that cannot run yet."""
-        self.enter("tenants are tried again", seconds)
-        text = "Stopping %s: waiting up to %g s for the next try of the tenants of %s at the last receive"
-        _log.info(text, self._name, seconds, counted(messages, "message"), extra=self._about)
+        """Say, once, that the stop waits for tenants that cannot run yet."""
+        what = f"the next try of the tenants of {counted(messages, 'message')} at the last receive"
+        self._wait("tenants are tried again", seconds, what)
+
+    def _wait(self, step: str, seconds: float, what: str) -> None:
+        self.enter(step, seconds)
+        if step not in self._said:
+            self._said.add(step)
+            text = "Stopping %s: waiting up to %g s for %s"
+            _log.info(text, self._name, round(seconds, 1), what, extra=self._about)
 
     def end(self) -> float:
         """Note that the stop is over. Returns how many seconds it took."""
@@ -82,14 +86,14 @@ def said_of(jobs: Iterable[Job]) -> str:
             started["" if job.tenant is None else display_key(job.tenant)] += 1
         else:
             waiting += 1
-    if not started and not waiting:
-        return "no handler runs"
-    names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
-    more = f" and {counted(len(started) - _NAMED, 'more tenant')}" if len(started) > _NAMED else ""
-    said = counted(started.total(), "handler") + (f" ({names}{more})" if names else "")
-    if not waiting:
-        return said
-    return f"{said} and {counted(waiting, 'message')} that {'waits' if waiting == 1 else 'wait'} for a slot"
+    parts: list[str] = []
+    if started:
+        names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
+        more = f" and {counted(len(started) - _NAMED, 'more tenant')}" if len(started) > _NAMED else ""
+        parts.append(counted(started.total(), "handler") + (f" ({names}{more})" if names else ""))
+    if waiting:
+        parts.append(f"{counted(waiting, 'message')} that {'waits' if waiting == 1 else 'wait'} for a slot")
+    return " and ".join(parts) or "no handler runs"
 
 
 def where_it_waits(job: Job) -> str:

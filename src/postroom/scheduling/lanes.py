@@ -98,6 +98,7 @@ class Scheduler(Generic[T]):
     ) -> None:
         self._quantum = quantum
         self._lanes: dict[Hashable, Lane[T]] = {}
+        self._seats = False
         self.adjust(total=total, per_tenant=per_tenant, caps=caps, weights=weights, reserved=reserved, bounds=bounds)
         self._fresh: deque[Lane[T]] = deque()
         self._within: Rounds[T] = Rounds(over=False)
@@ -132,6 +133,7 @@ class Scheduler(Generic[T]):
         bounds: Bounds | None = None,
     ) -> None:
         """Change the limits. Tickets that run go on; with fewer slots none is granted until enough have ended."""
+        self._seats = False
         self.total = total
         """Slots."""
         self._per_tenant = per_tenant
@@ -271,20 +273,22 @@ class Scheduler(Generic[T]):
         if self.waiting or self._varies or self._blocked or self._controls:
             return False
         self._streak = 0
-        return self.running + count <= self.total - self._reserved
+        self._seats = self.running + count <= self.total - self._reserved
+        return self._seats
 
     def seat(self, ticket: T) -> bool:
         """Take a ticket in and give it a slot at once, where ``has_room`` said so. Returns whether it has one.
 
-        The same as ``add`` and ``grant``, without a line: a tenant that has its cap waits in one.
+        The same as ``add`` and ``grant``, without a line: a tenant that has its cap waits in one. So does everything,
+        once anything was decided since, as by a resolver that a receive calls.
         """
+        if not self._seats:
+            return False
         lane = self._lanes.get(ticket.tenant)
         if lane is None:
             lane = self._lanes[ticket.tenant] = self._new_lane(ticket.tenant)
             lane.known = True
         elif lane.running >= lane.cap or lane.waiting:
-            return False
-        if self._blocked and lane.blocked:  # decided since by what a receive calls
             return False
         number = int(lane.served / self._quantum)
         if number > self._round:
@@ -472,6 +476,7 @@ class Scheduler(Generic[T]):
         now: float = 0.0,
     ) -> None:
         """Pause a tenant, let it go on at a pace, or with a cap of its own. It stays until it is said otherwise."""
+        self._seats = False
         control = Control(paused, pace, cap) if paused or pace is not None or cap is not None else None
         if control is None:
             self._controls.pop(tenant, None)
@@ -515,9 +520,18 @@ class Scheduler(Generic[T]):
         """Whether its bound leaves a tenant nothing for now, as ``withhold`` was told."""
         return (lane := self._lanes.get(tenant)) is not None and lane.withheld
 
-    def is_any_withheld(self) -> bool:
-        """Whether something waits for nothing but a bound that leaves its tenant nothing for now."""
-        return any(lane.withheld and lane.waiting and not (lane.paused or lane.asleep) for lane in self._blocked)
+    def startable_before(self, end: float) -> int:
+        """Return how many tickets wait for nothing but a time before ``end``, or a bound that leaves them nothing now.
+
+        As a tenant's next try after an outage, and the next start at its pace. Not what is paused, nor what is woken by
+        something that runs.
+        """
+        return sum(
+            len(lane.waiting)
+            for lane in self._blocked
+            if not (lane.paused or lane.suspended)
+            and (not lane.asleep or (lane.asleep_until is not None and lane.asleep_until < end))
+        )
 
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""

@@ -15,11 +15,11 @@ from postroom.consumer import engine
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
-from postroom.consumer.lifecycle import Run
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.consumer.source import Source
 from postroom.consumer.tenants import Tenants
+from postroom.scheduling import Scheduler
 from postroom.settlement import DeadLetters, settler
 from postroom.settlement.batcher import Fate
 from simulation.consumer.further import further_violations
@@ -109,7 +109,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
-    Mutant("ends a stop before the next try", says(Run, "_next_try", None), 300_015_778, "poison"),
+    Mutant("ends a stop before the next try", says(Scheduler, "startable_before", 0), 300_000_392, "poison"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
 )
 

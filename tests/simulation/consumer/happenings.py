@@ -187,7 +187,8 @@ class Happenings:
 
     async def _control(self, process: Process, event: Event) -> None:
         """Decide something about a tenant, and take it back a little later."""
-        self.shared.troubled.add(event.tenant)
+        if event.control != "limit rate":  # it may run all the same, and a stop waits for its next start
+            self.shared.troubled.add(event.tenant)
         process.decide(event.control, event.tenant)
         if event.control == "drain":
             await self._drain(process, event.tenant, event.seconds)

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, Fleet, MessageContext, Polling, ServiceUnavailable, Shutdown
+from postroom import (
+    AckMode,
+    Concurrency,
+    Consumer,
+    Fleet,
+    MessageContext,
+    Polling,
+    ResourcePool,
+    ServiceUnavailable,
+    Shutdown,
+)
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
 from support.world import Database, Databases, Order, Tenant, World, in_world
@@ -91,6 +101,10 @@ def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(monkeypatch: py
     assert in_world(scenario) == (["1", "2"], 0)
 
 
+async def ignore(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+    """Handle a message."""
+
+
 class Stopped:
     """What a stop did with messages of tenants that could not run when it began."""
 
@@ -132,6 +146,7 @@ def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixt
     assert (stopped.handled, stopped.dead) == (["1"], 0)
     text = "Stopping orders: waiting up to 10 s for the next try of the tenants of 1 message at the last receive"
     assert caplog.text.count(text) == 1
+    assert "0 handlers" not in caplog.text
 
 
 def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
@@ -139,6 +154,89 @@ def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
     stopped = stop_while_tenant_is_down(down_for=1000)
     assert (stopped.handled, stopped.dead) == ([], 1)
     assert stopped.seconds < 10
+
+
+def test_a_stop_does_not_wait_for_a_paused_tenant() -> None:
+    """It was paused while its database was opened, which failed: it has a next try, and would not run then either."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases = Databases()
+        databases.seconds = 2.0
+        databases.failures["a"] = lambda: ConnectionRefusedError("down")
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+        orders.handler(ignore)
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(10)
+            while not databases.opening:
+                await asyncio.sleep(0.1)
+            orders.tenants.pause(Tenant("a"))
+            await asyncio.sleep(2.1)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, [], began)
+
+    stopped = in_world(scenario, seed=1)
+    assert stopped.dead == 1
+    assert stopped.seconds < 0.5
+
+
+@pytest.mark.parametrize("back_after", [1.0, -0.01])
+def test_in_a_stop_the_tenants_of_a_host_that_is_back_take_no_turns(back_after: float) -> None:
+    """Turns keep the receives going, of which there are none. It is back so long after the stop began, or before."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        names = [f"t{number}" for number in range(8)]
+        databases.failures |= dict.fromkeys(names, lambda: ConnectionRefusedError("down"))
+        pool: ResourcePool[Tenant, Database] = ResourcePool(databases, host=lambda _tenant: "db-1")
+        options: dict[str, Any] = {"concurrency": Concurrency(total=1), "shutdown": Shutdown(drain=4)}
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **options)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.05)
+            handled.append(order.order_id)
+
+        loop = asyncio.get_running_loop()
+        async with pool, orders:
+            for name in names:
+                world.send_orders(name, tenant=name)
+            await asyncio.sleep(5)
+            loop.call_later(max(0.0, back_after), databases.failures.clear)
+            while back_after < 0 and not handled:
+                await asyncio.sleep(0.01)
+            began = loop.time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (8, 0)
+    assert stopped.seconds < 3
+
+
+def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
+    """A message may start after 100 s, and is kept for 60: it becomes a dead letter, with its reason, before that."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="60")
+        handled = list[str]()
+        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=110))
+
+        @orders.handler
+        async def handle(order: Order, _ctx: Ctx) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            orders.tenants.limit(Tenant("a"), rate=0.01)
+            world.send_orders("1", "2")
+            await asyncio.sleep(1)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario)
+    assert (len(stopped.handled), stopped.dead) == (1, 1)
+    assert stopped.seconds < 60
 
 
 def test_a_stop_lets_a_rate_go_on() -> None:

@@ -47,6 +47,58 @@ def starts_of(world: World, starts: list[float], **options: Any) -> Consumer[Ten
     return orders
 
 
+def pauses(orders: Consumer[Tenant]) -> None:
+    """Pause tenant a."""
+    orders.tenants.pause(A)
+
+
+def limits(orders: Consumer[Tenant]) -> None:
+    """Let one handler of tenant a run."""
+    orders.tenants.limit(A, concurrency=1)
+
+
+def meters(orders: Consumer[Tenant]) -> None:
+    """Let one handler of tenant a start per minute."""
+    orders.tenants.limit(A, rate=1 / 60)
+
+
+def adjusts(orders: Consumer[Tenant]) -> None:
+    """Let one handler run."""
+    orders.adjust(Concurrency(total=1, per_tenant=1))
+
+
+@pytest.mark.parametrize(("decide", "runs"), [(pauses, 0), (limits, 1), (meters, 1), (adjusts, 1)])
+def test_a_decision_in_the_middle_of_a_receive_holds_for_all_of_it(
+    decide: Callable[[Consumer[Tenant]], None], runs: int
+) -> None:
+    """A resolver decides about a tenant: also about its messages of the same receive that came before."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        starts: list[float] = []
+        resolved: list[str] = []
+
+        def resolve(message: Message) -> Tenant:
+            resolved.append(message.id)
+            if len(resolved) == 5:
+                decide(orders)
+            return A
+
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+        @orders.handler
+        async def record(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            starts.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(30)
+
+        world.send_orders(*map(str, range(7)))
+        async with orders:
+            await asyncio.sleep(5)
+            return len(starts)
+
+    assert in_world(scenario) == runs
+
+
 @pytest.mark.parametrize("rate", [0.5, 3.0, 50.0, 400.0])
 def test_a_rate_is_kept_exactly(rate: float) -> None:
     """After the first burst of one second's worth there are as many starts as the rate says, to a message."""

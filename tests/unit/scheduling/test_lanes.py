@@ -1,5 +1,6 @@
 """The scheduler grants slots by turns, within its caps, and keeps message groups in order."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,14 +98,21 @@ def test_what_is_seated_counts_like_what_is_granted() -> None:
     assert granted(made) == ["a3"]
 
 
-def test_nothing_is_seated_of_a_tenant_that_is_paused_meanwhile() -> None:
-    """By what a receive calls for each of its messages, as a resolver."""
-    made, _ = scheduler("a1")
-    assert granted(made) == ["a1"]
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda made: made.control("a", paused=True),
+        lambda made: made.control("a", cap=1),
+        lambda made: made.adjust(total=1, per_tenant=1),
+    ],
+)
+def test_nothing_is_seated_after_a_decision(decide: Callable[[Scheduler[Work]], None]) -> None:
+    """By what a receive calls for each of its messages, as a resolver: what follows stands in line."""
+    made, _ = scheduler()
     assert made.has_room(3)
-    made.control("a", paused=True)
-    made.control("c", paused=True)
-    assert [made.seat(work(name)) for name in ("a2", "b1", "c1")] == [False, True, False]
+    assert made.seat(work("b1"))
+    decide(made)
+    assert not any(made.seat(work(name)) for name in ("a1", "b2"))
 
 
 def test_one_tenant_is_capped_and_the_others_take_the_rest() -> None:
