@@ -236,9 +236,7 @@ class Engine:
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
         core = self.core
-        # During a stop nothing is called back: it would come to another consumer a little later
-        # anyway.
-        if (core.away.known or core.waking) and not core.closing:
+        if core.waking or (core.away.known and not core.closing):
             self.recall_soon()
         self._poll.wake()
 
@@ -461,11 +459,11 @@ class Engine:
         self._recalling = None
         core = self.core
         now = self._time()
-        if core.closing:
-            return
-        if core.waking:
+        if core.waking:  # also in a stop: what is kept of them has no other time
             core.wake_some()
             self.dispatch(now)
+        if core.closing:
+            return
         # While there is work, what is away is not missed; called back, it would only fill the room.
         if core.scheduler.ready >= MAX_BATCH or not core.away.recallable(now):
             return
@@ -502,4 +500,5 @@ class Engine:
         for timer in (*timers, *self._going_on.values()):
             if timer is not None:
                 timer.cancel()
+        self._recalling = None  # in a stop it may be due once more
         self.recalls.flush()

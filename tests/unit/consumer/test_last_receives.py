@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, Fleet, MessageContext, Polling, ServiceUnavailable, Shutdown
+from postroom import (
+    AckMode,
+    Concurrency,
+    Consumer,
+    Fleet,
+    MessageContext,
+    OpenBackoff,
+    Polling,
+    ResourcePool,
+    ServiceUnavailable,
+    Shutdown,
+)
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
 from support.world import Database, Databases, Order, Tenant, World, in_world
@@ -183,3 +194,33 @@ def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
         return [who for _, who, _ in diary.starts], sum(world.counts("dead"))
 
     assert in_world(scenario) == (["other", "one"], 0)
+
+
+def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
+    """They go on in turn, as slots become free, and not only with the pause that each of them was given for its turn."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        tenants = [f"t{number}" for number in range(9)]
+        databases.failures.update(dict.fromkeys(tenants, lambda: ConnectionRefusedError("down")))
+        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=OpenBackoff(base=0.5, cap=1.0))
+        more: dict[str, Any] = {"concurrency": Concurrency(total=2), "shutdown": Shutdown(drain=5.5)}
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.1)
+            handled.append(order.order_id)
+
+        async with orders:
+            for tenant in tenants:
+                world.send_orders(tenant, tenant=tenant)
+            await asyncio.sleep(4)
+            asyncio.get_running_loop().call_later(1.0, databases.failures.clear)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (9, 0)
+    assert stopped.seconds < 4
