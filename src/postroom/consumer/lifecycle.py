@@ -299,7 +299,7 @@ class Run(Generic[C, R]):
         """Stop in eight steps, each with a budget of its own; see ``Shutdown``.
 
         1. Stop asking for messages. An outstanding long poll may end; what it brings is given back.
-        2. Messages that have not started go back, unless that would make dead letters of them.
+        2. Messages that have not started go back, unless that would make dead letters of them; so do those away.
         3. Handlers get ``drain`` seconds; so do messages at their last receive that a poll still brings.
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
@@ -353,6 +353,8 @@ class Run(Generic[C, R]):
             await self._polls.let_end(min(_MOMENT, self.settings.shutdown.poll))
         finally:
             self.engine.let_returns_go()
+            # Now, and not behind the handlers: what does not answer later may be a dead-letter queue, or another queue.
+            self.engine.call_all_back()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
@@ -432,18 +434,13 @@ class Run(Generic[C, R]):
             await inlet.settler.abandon()
 
     async def _settle_everything(self) -> None:
-        """Send what was decided, and call back what is away."""
-        # First: each of them ends in a delete or a change of visibility, which the settlers drain.
-        while rejecting := [task for task in self.engine.rejecting if not task.done()]:
-            await asyncio.wait(rejecting)
-        if len(self.inlets) == 1:
-            await self.inlets[0].settler.drain()
-        else:  # together: a queue that does not answer must not take the time of the others
+        """Send what was decided, and wait for the answers, also for what is called back."""
+        while True:
             await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
-        # After the drain, and not before: what was deferred a moment ago must be hidden before it
-        # can be called back.
-        self.core.away.all_over()
-        self.engine.recall(len(self.core.away))
+            # Each of them ends in a delete or a change of visibility, which the settlers drain.
+            if not (rejecting := [task for task in self.engine.rejecting if not task.done()]):
+                break
+            await asyncio.wait(rejecting)
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
