@@ -501,7 +501,8 @@ class Engine:
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
-        self._standstill.look(len(self.rejecting))
+        if not self.core.closing:
+            self._standstill.look(len(self.rejecting))
         self._hanging.look(self.jobs, self._time())
         self.begin()
 

@@ -357,6 +357,7 @@ class Run(Generic[C, R]):
             self.engine.call_all_back()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
+        self.engine.begin()  # what is kept may reach the end of its time here
         self.engine.dispatch()
 
     async def _close_intakes(self) -> None:

@@ -19,6 +19,7 @@ from postroom import (
     ResourcePool,
     ServiceUnavailable,
     Shutdown,
+    Visibility,
 )
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
@@ -224,3 +225,33 @@ def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
     stopped = in_world(scenario, seed=1)
     assert (len(stopped.handled), stopped.dead) == (9, 0)
     assert stopped.seconds < 4
+
+
+def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lost() -> None:
+    """Its tenant is paused, another one's handler runs on, and its visibility can be extended no longer."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        more: dict[str, Any] = {"visibility": Visibility(timeout=10, max_extension=20), "shutdown": Shutdown(drain=40)}
+        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: Ctx) -> None:
+            await asyncio.sleep(order.seconds)
+
+        async with orders:
+            orders.tenants.pause(Tenant("a"))
+            world.send_orders("held")
+            await asyncio.sleep(10)
+            world.send_orders("long", tenant="b", seconds=18)
+            await asyncio.sleep(1)
+        return await reasons(world)
+
+    assert in_world(scenario) == ["not tried: it could be held no longer and its tenant cannot run"]
+
+
+async def reasons(world: World) -> list[str]:
+    """Return why messages are dead letters."""
+    async with world.client as client:
+        letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+    return [letter.message_attributes["postroom.reason"].string_value or "" for letter in letters]
