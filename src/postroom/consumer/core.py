@@ -549,6 +549,11 @@ class Core:
         outage = self.availability.outage(tenant, sent_away=sent_away)
         return outage if outage is not None or sent_away else self.availability.unknown(tenant)
 
+    def tried_after(self, time: float, now: float) -> list[Job]:
+        """Return what waits first of each tenant that is tried again, after an outage, at a time or later."""
+        asleep = self.scheduler.asleep_until(time)
+        return [job for job in asleep if self.outage(job.tenant) or self.availability.wait(job, now)]
+
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
         if self.availability.decided(tenant) is not None:

@@ -483,7 +483,7 @@ class Engine:
         self.recalls.begin(self.core.away.take(count, self._time()), self._hidden if self.core.closing else None)
 
     def call_all_back(self) -> None:
-        """Call back all that is away, and what is being hidden as soon as SQS has confirmed that: the consumer stops."""
+        """Call back all that is away, and what is being hidden once SQS has confirmed that: the consumer stops."""
         self._leaving = True
         self.core.away.all_over()
         self.recall(len(self.core.away))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -57,6 +58,8 @@ _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 _LOOK = 0.1
 """Seconds after which a stop looks again whether the fleet has a slot."""
+_AGAIN = 2.0
+"""Seconds between two tries of a tenant that a stop waits for, however long its pause is."""
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
@@ -150,6 +153,8 @@ class Run(Generic[C, R]):
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._try_at = -math.inf
+        """When the stop ends the pauses of tenants that it waits for."""
         self.cancelled: int = 0
         """Handlers that had to be cancelled."""
         self.reason: StopReason = StopReason.REQUESTED
@@ -509,7 +514,7 @@ class Run(Generic[C, R]):
         """
         said, told = self._unfinished() > 0, False
         while True:
-            unfinished, next_try = self._unfinished(), self._next_try(ends)
+            next_try, unfinished = self._next_try(ends), self._unfinished()
             polls = [polls_end] if self._polls.may_bring_the_last(polls_end) else []
             looks = polls if next_try is None else [*polls, next_try]
             if not (unfinished or looks):
@@ -539,10 +544,24 @@ class Run(Generic[C, R]):
 
         After an outage its tenant is tried again at a time, its rate has a next start, or the fleet gets a slot free.
         """
-        times = [self._loop.time() + _LOOK] if self.scheduler.is_any_withheld() else []
-        if self.scheduler.blocked and (wakes := self.scheduler.next_wake()) is not None:
-            times.append(wakes)
+        now = self._loop.time()
+        times = [now + _LOOK] if self.scheduler.is_any_withheld() else []
+        if self.scheduler.blocked:
+            # A pause of an outage may be longer than the drain, and what is at its last receive has no other chance.
+            if late := self.core.tried_after(now + _AGAIN, now):
+                if now >= self._try_at:
+                    self._try_at = now + _AGAIN
+                    self._try_again(late)
+                times.append(self._try_at)
+            if (wakes := self.scheduler.next_wake()) is not None:
+                times.append(wakes)
         return min((time for time in times if time < ends), default=None)
+
+    def _try_again(self, late: list[Job]) -> None:
+        if self.pool is not None:
+            self.pool.end_pauses(job.context for job in late if job.problem is None)
+        for job in late:
+            self.engine.retry_now(job.tenant)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

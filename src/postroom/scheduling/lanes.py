@@ -519,6 +519,11 @@ class Scheduler(Generic[T]):
         """Whether something waits for nothing but a bound that leaves its tenant nothing for now."""
         return any(lane.withheld and lane.waiting and not (lane.paused or lane.asleep) for lane in self._blocked)
 
+    def asleep_until(self, time: float) -> list[T]:
+        """Return what waits first of each tenant that sleeps, and for nothing else, until a time or for longer."""
+        lanes = [lane for lane in self._blocked if lane.waiting and not (lane.paused or lane.withheld)]
+        return [lane.waiting[0] for lane in lanes if lane.asleep_until is not None and lane.asleep_until >= time]
+
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
         lane = self._lanes.get(tenant)

@@ -147,10 +147,41 @@ def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixt
 
 
 def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
-    """The pauses of an outage grow: when the next try is after the drain, the stop ends before it."""
+    """It tries until its drain is over."""
     stopped = stop_while_tenant_is_down(down_for=1000)
     assert (stopped.handled, stopped.dead) == ([], 1)
     assert stopped.seconds < 10
+
+
+@pytest.mark.parametrize("down_for", [3.0, 9.0])
+@pytest.mark.parametrize("tenants", [1, 5])
+def test_a_stop_ends_the_pauses_of_an_outage(down_for: float, tenants: int) -> None:
+    """The next try of a tenant, or of the host of several, would be minutes after their database is back."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        names = [f"t{number}" for number in range(tenants)]
+        databases.failures.update(dict.fromkeys(names, lambda: ConnectionRefusedError("down")))
+        backoff = OpenBackoff(base=10_000, cap=10_000)
+        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=backoff)
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            for name in names:
+                world.send_orders(name, tenant=name)
+            await asyncio.sleep(3)
+            asyncio.get_running_loop().call_later(down_for - 3, databases.failures.clear)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (tenants, 0)
+    assert stopped.seconds < down_for
 
 
 def test_a_stop_lets_a_rate_go_on() -> None:
@@ -198,7 +229,7 @@ def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
 
 
 def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
-    """They go on in turn, as slots become free, and not only with the pause that each of them was given for its turn."""
+    """They go on in turn, as slots become free, and not only after the pause that each of them was given."""
 
     async def scenario(world: World) -> Stopped:
         world.create(dead_letters="dead", receives=1)

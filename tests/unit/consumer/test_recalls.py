@@ -132,7 +132,7 @@ def test_a_call_that_fails_is_told_in_one_line(error: type[BaseException], caplo
 
 
 def hidden_after_a_stop(patch: pytest.MonkeyPatch, silent: str, *, queues: Any) -> tuple[int, int]:
-    """Park messages of ``orders``, stop while another queue is silent, and return how many are parked then and after."""
+    """Park messages, stop while another queue is silent, and return how many were parked, and how many are hidden."""
 
     async def scenario(world: World) -> tuple[int, int]:
         world.create(dead_letters="dead", receives=10)
