@@ -326,9 +326,11 @@ class Engine:
 
     def give_back(self, job: Job, settlement: Settlement, delay: float = 0.0) -> None:
         """Make a message visible again; once the consumer stops, not to its own receives that are still out."""
-        if self.core.closing:
-            delay = max(delay, self._hidden(job.source.queue))
-        job.source.settler.give_back(job, settlement, delay=delay)
+        job.source.settler.give_back(job, settlement, delay=self.delay_of(job, delay))
+
+    def delay_of(self, job: Job, delay: float) -> float:
+        """Return for how long a message is hidden that goes back for so many seconds."""
+        return max(delay, self._hidden(job.source.queue)) if self.core.closing else delay
 
     def _hidden(self, queue: Queue) -> float:
         """Return the seconds until no receive of a consumer that stops can bring what is made visible."""
