@@ -281,6 +281,65 @@ def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lo
     assert in_world(scenario) == ["not tried: it could be held no longer and its tenant cannot run"]
 
 
+class ServerShutsDown(Exception):
+    """What a driver raises while its server ends."""
+
+    sqlstate = "57P01"
+
+
+STOPPED = "the consumer stopped, at its last receive, not tried by this consumer; its tenant "
+
+
+@pytest.mark.parametrize(
+    ("lack", "reason"),
+    [
+        ("paused", "is paused: maintenance"),
+        ("opening", "waits for its resources"),
+        ("met", "is unavailable: ServerShutsDown"),
+    ],
+)
+def test_the_dead_letter_of_a_stop_tells_what_its_tenant_lacked(lack: str, reason: str) -> None:
+    """Also where its resources are open, and its handlers meet an outage all the same."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        databases, shutdown = Databases(), Shutdown(drain=2)
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client, shutdown=shutdown)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            raise ServerShutsDown
+
+        if lack == "paused":
+            orders.tenants.pause(Tenant("a"), reason="maintenance")
+        elif lack == "opening":
+            databases.hanging.add("a")
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(3)
+        return await reasons(world)
+
+    assert in_world(scenario) == [STOPPED + reason]
+
+
+def test_the_dead_letter_of_a_stop_tells_that_the_fleet_had_no_slot() -> None:
+    """Another replica has the tenant's only one for longer than the drain."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        world.create("more", dead_letters="dead", receives=1)
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
+        async with replica(world, diary, fleet, "other"):
+            world.send_orders("1", seconds=12.0)
+            await asyncio.sleep(0.5)
+            async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=1)):
+                world.send({"order_id": "2"}, queue="more")
+                await asyncio.sleep(5)
+        return await reasons(world)
+
+    assert in_world(scenario) == [STOPPED + "has no slot of the fleet"]
+
+
 async def reasons(world: World) -> list[str]:
     """Return why messages are dead letters."""
     async with world.client as client:
