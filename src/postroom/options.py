@@ -299,8 +299,7 @@ class Shutdown:
             queue is empty. 2 s of 25.
         drain: for handlers that run, to finish. 13 s of 25.
         cancel: for cancelled handlers, to clean up, and for their threads to return. 4 s of 25.
-        flush: for acknowledgements and returned messages, to reach SQS, and for parked ones to be called back.
-            4 s of 25.
+        flush: for acknowledgements, returned messages and calls back of parked ones, to reach SQS. 4 s of 25.
         close: for each owned pool, to close its resources. 4 s of 25.
 
     Raises:

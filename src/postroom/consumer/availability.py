@@ -168,6 +168,8 @@ class _Met(msgspec.Struct):
     """In a row, with no success in between."""
     until: float
     """The loop time before which nothing of the tenant is tried."""
+    cause: str
+    """What was met, as it is shown in the log."""
 
 
 class Availability:
@@ -293,6 +295,11 @@ class Availability:
                 return Outage(down.since, f"host {display_key(host)} is down: {down.cause}")
         return outage
 
+    def last_met(self, tenant: Hashable) -> str | None:
+        """Return the outage that handlers of a tenant met, and since which none has returned."""
+        met = self.met.get(Obstacle(ObstacleKind.TENANT, tenant))
+        return None if met is None else met.cause
+
     def unknown(self, tenant: Hashable) -> Outage | None:
         """Return what was said of a tenant that does not exist. Not remembered here: senders may invent thousands."""
         said = None if self._pool is None else self._pool.unknown(tenant)
@@ -333,7 +340,7 @@ class Availability:
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
         elif job.met_outage and self._pool is not None:
-            met = self._pause_after(Obstacle(ObstacleKind.TENANT, job.tenant), now)
+            met = self._pause_after(Obstacle(ObstacleKind.TENANT, job.tenant), _shown(error), now)
             pause = max(self._pool.retry_after(job.context), met)
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
@@ -360,7 +367,7 @@ class Availability:
             )
             arguments = (display_key(job.tenant), display_key(queue), job.message.id, _shown(error))
             _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
-        return Wait(obstacle, now + self._pause_after(obstacle, now))
+        return Wait(obstacle, now + self._pause_after(obstacle, _shown(error), now))
 
     def diverted(self, tenant: Hashable, now: float) -> Obstacle | None:
         """Note that a message went where its tenant is diverted. Returns what is over, if it had not worked."""
@@ -390,15 +397,15 @@ class Availability:
         self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
         return not (told or quiet)
 
-    def _pause_after(self, obstacle: Obstacle, now: float) -> float:
+    def _pause_after(self, obstacle: Obstacle, cause: str, now: float) -> float:
         """Return the pause, which grows, after a message that ran met an obstacle.
 
         It is the tenant's, and no open ends it: each message would open the resources for the next one to meet the
         same outage, as fast as they can be opened.
         """
-        met = self.met.pop(obstacle, None) or _Met(0, 0.0)
+        met = self.met.pop(obstacle, None) or _Met(0, 0.0, cause)
         if met.until <= now:  # others of the same round met it as well
-            met = _Met(met.rounds + 1, now + self._growing(_MET_PAUSE, met.rounds, _MET_LONGEST))
+            met = _Met(met.rounds + 1, now + self._growing(_MET_PAUSE, met.rounds, _MET_LONGEST), cause)
         _bound(self.met)
         self.met[obstacle] = met
         return met.until - now

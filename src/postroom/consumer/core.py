@@ -557,6 +557,11 @@ class Core:
         outage = self.availability.outage(tenant, sent_away=sent_away)
         return outage if outage is not None or sent_away else self.availability.unknown(tenant)
 
+    def tried_after(self, time: float, now: float) -> list[Job]:
+        """Return what waits first of each tenant that is tried again, after an outage, at a time or later."""
+        asleep = self.scheduler.asleep_until(time)
+        return [job for job in asleep if self.outage(job.tenant) or self.availability.wait(job, now)]
+
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
         self.unseat()
@@ -801,8 +806,23 @@ class Core:
         tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
         if job.started:
             tried = f"in the middle of its handler{f', {tried}' if known else ''}"
+        lack = self._lack_of(job)
+        return tried if lack is None else f"{tried}; its tenant {lack}"
+
+    def _lack_of(self, job: Job) -> str | None:
+        """Return what the tenant of a message lacks, as far as that is known."""
         outage = self.outage(job.tenant)
-        return tried if outage is None else f"{tried}; its tenant is unavailable: {without_next_try(outage.cause)}"
+        cause = self.availability.last_met(job.tenant) if outage is None else outage.cause
+        if cause is not None:
+            return f"is unavailable: {without_next_try(cause)}"
+        if job.started:
+            return None
+        if self._tenants.is_paused(job.tenant):
+            rule = self._tenants.rule_of(job.tenant)
+            return "is paused" if rule is None or rule.reason is None else f"is paused: {rule.reason}"
+        if job.lane is not None and job.lane.withheld:
+            return "has no slot of the fleet"
+        return "waits for its resources" if self.scheduler.figures(job.tenant).suspended else None
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.

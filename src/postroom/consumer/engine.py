@@ -109,6 +109,7 @@ class Engine:
         self._acting = False
         self._standstill = Standstill(core)
         self._hanging = Hanging(core)
+        self._leaving = False
         self._kept: list[GiveBack] | None = None
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
@@ -236,8 +237,7 @@ class Engine:
     def make_room(self) -> None:
         """Look again for more messages: there may be room for some."""
         core = self.core
-        # During a stop nothing is called back: it would come to another consumer a little later
-        # anyway.
+        # During a stop nothing is called back for its room: all of it is, at its beginning.
         if (core.away.known or core.waking) and not core.closing:
             self.recall_soon()
         self._poll.wake()
@@ -327,9 +327,11 @@ class Engine:
 
     def give_back(self, job: Job, settlement: Settlement, delay: float = 0.0) -> None:
         """Make a message visible again; once the consumer stops, not to its own receives that are still out."""
-        if self.core.closing:
-            delay = max(delay, self._hidden(job.source.queue))
-        job.source.settler.give_back(job, settlement, delay=delay)
+        job.source.settler.give_back(job, settlement, delay=self.delay_of(job, delay))
+
+    def delay_of(self, job: Job, delay: float) -> float:
+        """Return for how long a message is hidden that goes back for so many seconds."""
+        return max(delay, self._hidden(job.source.queue)) if self.core.closing else delay
 
     def _hidden(self, queue: Queue) -> float:
         """Return the seconds until no receive of a consumer that stops can bring what is made visible."""
@@ -384,13 +386,17 @@ class Engine:
     def settled(self, endings: Sequence[Ending]) -> None:
         """Note what became of messages."""
         core, now = self.core, self._time()
-        before = core.held_bytes
+        before, deferred = core.held_bytes, False
         for ending in endings:
             job: Job = ending.delivery
             core.settled(job, ending.settlement, ending.delay, now)
             if job.beating and job.state is State.DONE:
                 job.forget_body()  # an extension on its way may hang, and keep the job for as long
-            if ending.settlement is _DEFERRED and not core.closing:
+            deferred = deferred or ending.settlement is _DEFERRED
+        if deferred:
+            if self._leaving:
+                self.call_all_back()
+            else:
                 self.recall_soon()  # its obstacle may be over by now
         core.held_bytes = endings[-1].delivery.source.tally.bytes  # of all sources together
         # Only when the bound is crossed: a wake for every settlement would cost more than the
@@ -478,6 +484,12 @@ class Engine:
     def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""
         self.recalls.begin(self.core.away.take(count, self._time()), self._hidden if self.core.closing else None)
+
+    def call_all_back(self) -> None:
+        """Call back all that is away, and what is being hidden once SQS has confirmed that: the consumer stops."""
+        self._leaving = True
+        self.core.away.all_over()
+        self.recall(len(self.core.away))
 
     # -- in passing ---------------------------------------------------------------------------------------------
 

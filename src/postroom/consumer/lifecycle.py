@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any, Generic, cast
@@ -57,6 +58,8 @@ _MOMENT = 0.5
 """Seconds in which the polls of a busy queue end, and those that may be dropped are dropped."""
 _LOOK = 0.1
 """Seconds after which a stop looks again whether what waits for its tenant was started, or need not be waited for."""
+_AGAIN = 2.0
+"""Seconds between two tries of a tenant that a stop waits for, however long its pause is."""
 
 
 def _limits(settings: Settings[Any, Any], concurrency: Concurrency, *, threaded: bool) -> dict[str, Any]:
@@ -150,6 +153,8 @@ class Run(Generic[C, R]):
         """Keeps up with the list of queues, where there are several."""
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._try_at = -math.inf
+        """When the stop ends the pauses of tenants that it waits for."""
         self.cancelled: int = 0
         """Handlers that had to be cancelled."""
         self.reason: StopReason = StopReason.REQUESTED
@@ -300,7 +305,7 @@ class Run(Generic[C, R]):
         """Stop in eight steps, each with a budget of its own; see ``Shutdown``.
 
         1. Stop asking for messages. An outstanding long poll may end; what it brings is given back.
-        2. Messages that have not started go back, unless that would make dead letters of them.
+        2. Messages that have not started go back, unless that would make dead letters of them; so do those away.
         3. Handlers get ``drain`` seconds; so do messages at their last receive that a poll still brings.
         4. The rest are cancelled with a reason, get ``cancel`` seconds, and their messages go back.
         5. Acknowledgements and returned messages are flushed, within ``flush`` seconds.
@@ -353,6 +358,8 @@ class Run(Generic[C, R]):
             await self._polls.let_end(min(_MOMENT, self.settings.shutdown.poll))
         finally:
             self.engine.let_returns_go()
+            # Now, and not behind the handlers: what does not answer later may be a dead-letter queue, or another queue.
+            self.engine.call_all_back()
         if self._batches is not None:
             self._batches.hurry()  # what it collects would wait for messages that do not come any longer
         self.engine.dispatch()
@@ -432,18 +439,13 @@ class Run(Generic[C, R]):
             await inlet.settler.abandon()
 
     async def _settle_everything(self) -> None:
-        """Send what was decided, and call back what is away."""
-        # First: each of them ends in a delete or a change of visibility, which the settlers drain.
-        while rejecting := [task for task in self.engine.rejecting if not task.done()]:
-            await asyncio.wait(rejecting)
-        if len(self.inlets) == 1:
-            await self.inlets[0].settler.drain()
-        else:  # together: a queue that does not answer must not take the time of the others
+        """Send what was decided, and wait for the answers, also for what is called back."""
+        while True:
             await asyncio.gather(*(inlet.settler.drain() for inlet in self.inlets))
-        # After the drain, and not before: what was deferred a moment ago must be hidden before it
-        # can be called back.
-        self.core.away.all_over()
-        self.engine.recall(len(self.core.away))
+            # Each of them ends in a delete or a change of visibility, which the settlers drain.
+            if not (rejecting := [task for task in self.engine.rejecting if not task.done()]):
+                break
+            await asyncio.wait(rejecting)
         while recalls := self.engine.recalls.out:  # also those that were out when the stop began
             await asyncio.wait(tuple(recalls))
 
@@ -511,8 +513,9 @@ class Run(Generic[C, R]):
         next try after an outage, for its rate, or for a slot of the fleet.
         """
         while True:
+            late = self._try_what_is_late(ends)
             unfinished = self._unfinished()
-            startable = 0 if unfinished else self.scheduler.startable_before(ends)
+            startable = 0 if unfinished else self.scheduler.startable_before(math.inf if late else ends)
             if not (unfinished or startable or self._polls.may_bring_the_last(polls_end)):
                 return
             self.engine.take_back()
@@ -537,6 +540,24 @@ class Run(Generic[C, R]):
                 await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(_LOOK)
+
+    def _try_what_is_late(self, ends: float) -> bool:
+        """Try tenants again of which the pause after an outage is long. Returns whether there is time for one more.
+
+        What is at its last receive has no other chance, and the pause may be longer than the drain.
+        """
+        now = self._loop.time()
+        late = self.core.tried_after(now + _AGAIN, now) if self.scheduler.blocked else []
+        if late and now >= self._try_at:
+            self._try_at = now + _AGAIN
+            self._try_again(late)
+        return bool(late) and self._try_at < ends
+
+    def _try_again(self, late: list[Job]) -> None:
+        if self.pool is not None:
+            self.pool.end_pauses(job.context for job in late if job.problem is None)
+        for job in late:
+            self.engine.retry_now(job.tenant)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

@@ -62,6 +62,7 @@ class Settling(msgspec.Struct, eq=False):
         ):
             self._engine.rejections.sent(job, reason)
         else:
+            delay = self._engine.delay_of(job, delay)
             await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
             if attempts.is_last(job):
                 log_last_receive(job)

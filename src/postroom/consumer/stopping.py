@@ -8,6 +8,7 @@ from typing import Final
 from postroom.consumer.job import Job
 from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
+from postroom.scheduling import State
 from postroom.stacks import waits_at
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -50,7 +51,7 @@ class StopDiary:
 
     def waits_for_handlers(self, seconds: float) -> None:
         """Say, once, which handlers the stop waits for."""
-        self._wait("handlers finish", seconds, said_of(self._jobs()))
+        self._wait("handlers finish", seconds, said_of(self._jobs(), nothing="messages that have not started"))
 
     def waits_for_tenants(self, messages: int, seconds: float) -> None:
         """Say, once, that the stop waits for tenants that cannot run yet."""
@@ -78,22 +79,26 @@ class StopDiary:
         self._timer = self._loop.call_later(_EVERY, self._remind)
 
 
-def said_of(jobs: Iterable[Job]) -> str:
+def said_of(jobs: Iterable[Job], *, nothing: str = "no handler runs") -> str:
     """Return how many handlers run, of which tenants, and how many messages wait: ``3 handlers (acme 2, beta 1)``."""
-    started, waiting = Counter[str](), 0
+    started, slot, resources = Counter[str](), 0, 0
     for job in jobs:
         if job.started:
             started["" if job.tenant is None else display_key(job.tenant)] += 1
+        elif job.state is State.SUSPENDED:
+            resources += 1
         else:
-            waiting += 1
-    parts: list[str] = []
-    if started:
-        names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
-        more = f" and {counted(len(started) - _NAMED, 'more tenant')}" if len(started) > _NAMED else ""
-        parts.append(counted(started.total(), "handler") + (f" ({names}{more})" if names else ""))
-    if waiting:
-        parts.append(f"{counted(waiting, 'message')} that {'waits' if waiting == 1 else 'wait'} for a slot")
-    return " and ".join(parts) or "no handler runs"
+            slot += 1
+    names = ", ".join(f"{name} {count}" for name, count in started.most_common(_NAMED) if name)
+    more = f" and {counted(len(started) - _NAMED, 'more tenant')}" if len(started) > _NAMED else ""
+    parts = [counted(started.total(), "handler") + (f" ({names}{more})" if names else "")] if started else []
+    waiting = {"a slot": slot, "resources": resources}
+    parts += [
+        f"{counted(count, 'message')} that {'waits' if count == 1 else 'wait'} for {what}"
+        for what, count in waiting.items()
+        if count
+    ]
+    return " and ".join(parts) or nothing
 
 
 def where_it_waits(job: Job) -> str:

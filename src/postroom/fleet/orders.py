@@ -1,7 +1,9 @@
 """Work on one tenant that every replica of a fleet has to do: told to all of them, and confirmed by each.
 
 An order is a field beside the decisions, ``order t:acme``; a replica that has carried it out writes ``done t:acme
-REPLICA``. Who ordered it waits for every replica that is alive by the store's clock, and takes all fields away again.
+REPLICA``. The replica that ordered it waits for every one that is alive by the store's clock, and takes all fields away
+again. A newer order takes the place of an older one: when both are alike, the older one is done with it; else it is
+given again behind it.
 An earlier version of a replica knows neither, and never confirms: the wait ends by its caller's time limit.
 """
 
@@ -118,28 +120,43 @@ class Orders:
         try:
             await self._patiently(lambda: self._give(name, order, publish))
             while True:
-                live, reports = await self._patiently(lambda: self._look(name, order))
+                live, newest, reports = await self._patiently(lambda: self._look(name))
                 missing = live - reports.keys()
-                if live and not missing:
+                if newest is None or (newest.what != what and not missing):
+                    # Another order for the tenant took the place of this one, and is done.
+                    await self._patiently(lambda: self._give(name, order, publish))
+                elif live and not missing:
                     return reports
                 waiting(len(missing), len(live))
                 await asyncio.sleep(_POLL)
         finally:
-            await self._take_away(name)
+            await self._take_away(name, order)
 
     async def _give(self, name: str, order: Order, publish: Callable[[], Awaitable[None]]) -> None:
         await publish()
         stale = dict.fromkeys(self._reports(name, (await self._state.decisions(self._fleet)).fields))
         await self._state.decide(self._fleet, {**stale, f"{_ORDER} {name}": _encode(order).decode()})
 
-    async def _look(self, name: str, order: Order) -> tuple[set[str], dict[str, Report]]:
+    async def _look(self, name: str) -> tuple[set[str], Order | None, dict[str, Report]]:
+        """Return which replicas are alive, the tenant's newest order, and what they say of that one."""
         live = set(await self._state.replicas(self._fleet))
         fields = (await self._state.decisions(self._fleet)).fields
+        newest = self._newest(name, fields)
         reports: dict[str, Report] = {}
         for field in self._reports(name, fields):
             with contextlib.suppress(msgspec.MsgspecError):  # no report: that replica has not confirmed
                 reports[field.rpartition(" ")[2]] = _report_of(fields[field])
-        return live, {replica: report for replica, report in reports.items() if report.id == order.id}
+        of_newest = {replica: each for replica, each in reports.items() if newest and each.id == newest.id}
+        return live, newest, of_newest
+
+    @staticmethod
+    def _newest(name: str, fields: Mapping[str, str]) -> Order | None:
+        """Return a tenant's order; one of a later version is unlike all others."""
+        text = fields.get(f"{_ORDER} {name}")
+        try:
+            return None if text is None else _order_of(text)
+        except msgspec.MsgspecError:
+            return Order("", "")
 
     @staticmethod
     def _reports(name: str, fields: Mapping[str, str]) -> list[str]:
@@ -155,10 +172,13 @@ class Orders:
                 _log.debug("The store does not answer, and is asked again: %s", describe(error))
             await asyncio.sleep(_POLL)
 
-    async def _take_away(self, name: str) -> None:
+    async def _take_away(self, name: str, order: Order) -> None:
         with contextlib.suppress(Exception):  # the tenant's next order overwrites it
             async with asyncio.timeout(_CLEANING):
                 fields = (await self._state.decisions(self._fleet)).fields
+                newest = self._newest(name, fields)
+                if newest is not None and newest.id != order.id:
+                    return  # of another replica, which waits for it
                 await self._state.decide(
                     self._fleet, {f"{_ORDER} {name}": None, **dict.fromkeys(self._reports(name, fields))}
                 )

@@ -110,6 +110,12 @@ class Cooling:
         record.failures -= 1
         record.until = now
 
+    def end_pause(self, identity: Identity, now: float) -> None:
+        """Let a key be tried at once. When that fails, its next pause is as long as it would have been."""
+        record = self.records.get(identity)
+        if record is not None:
+            record.until = min(record.until, now)
+
     def forget(self, identity: Identity) -> None:
         """Drop what is remembered: the open succeeded, or the tenant was repaired."""
         self.records.pop(identity, None)
@@ -290,6 +296,12 @@ class Hosts:
     def undecided(self, name: Hashable, *, probe: bool) -> None:
         """Note an open that ended without telling anything about the host: an unknown tenant, or called off."""
         self._ended(name, probe=probe)
+
+    def end_pause(self, name: Hashable, now: float) -> None:
+        """Let a host be tried at once. When that fails, its next pause is as long as it would have been."""
+        host = self._hosts.get(name)
+        if host is not None:
+            host.until = min(host.until, now)
 
     def purge(self, now: float) -> None:
         """Drop hosts on which nothing was opened for long."""

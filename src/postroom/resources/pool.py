@@ -526,6 +526,19 @@ class ResourcePool(Generic[C, R]):
                     self._core.cooling.forget(identity)
             self._engine.act()
 
+    def end_pauses(self, contexts: Iterable[C]) -> None:
+        """Let contexts, and their hosts, be tried at once: the last chance of a consumer that stops.
+
+        What is remembered of their failures stays: when they fail again, the next pause is as long as it would have
+        been.
+        """
+        if self._engine is not None:
+            core, now = self._core, self._engine.loop.time()
+            for context in contexts:
+                core.cooling.end_pause(self._requests.identity(context), now)
+                core.hosts.end_pause(self._requests.known_host(context), now)
+            self._engine.act()
+
     def _invalidate(self, identities: list[Identity]) -> None:
         if self._engine is not None:
             self._core.invalidate(identities, self._engine.loop.time())

@@ -533,6 +533,11 @@ class Scheduler(Generic[T]):
             and (not lane.asleep or (lane.asleep_until is not None and lane.asleep_until < end))
         )
 
+    def asleep_until(self, time: float) -> list[T]:
+        """Return what waits first of each tenant that sleeps, and for nothing else, until a time or for longer."""
+        lanes = [lane for lane in self._blocked if lane.waiting and not (lane.paused or lane.withheld)]
+        return [lane.waiting[0] for lane in lanes if lane.asleep_until is not None and lane.asleep_until >= time]
+
     def wake(self, tenant: Hashable) -> None:
         """End a tenant's sleep."""
         lane = self._lanes.get(tenant)

@@ -14,10 +14,12 @@ from postroom import (
     Consumer,
     Fleet,
     MessageContext,
+    OpenBackoff,
     Polling,
     ResourcePool,
     ServiceUnavailable,
     Shutdown,
+    Visibility,
 )
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
@@ -150,7 +152,7 @@ def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixt
 
 
 def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
-    """The pauses of an outage grow: when the next try is after the drain, the stop ends before it."""
+    """It tries until its drain is over."""
     stopped = stop_while_tenant_is_down(down_for=1000)
     assert (stopped.handled, stopped.dead) == ([], 1)
     assert stopped.seconds < 10
@@ -239,6 +241,37 @@ def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
     assert stopped.seconds < 60
 
 
+@pytest.mark.parametrize("down_for", [3.0, 9.0])
+@pytest.mark.parametrize("tenants", [1, 5])
+def test_a_stop_ends_the_pauses_of_an_outage(down_for: float, tenants: int) -> None:
+    """The next try of a tenant, or of the host of several, would be minutes after their database is back."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        names = [f"t{number}" for number in range(tenants)]
+        databases.failures.update(dict.fromkeys(names, lambda: ConnectionRefusedError("down")))
+        backoff = OpenBackoff(base=10_000, cap=10_000)
+        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=backoff)
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            handled.append(order.order_id)
+
+        async with orders:
+            for name in names:
+                world.send_orders(name, tenant=name)
+            await asyncio.sleep(3)
+            asyncio.get_running_loop().call_later(down_for - 3, databases.failures.clear)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (tenants, 0)
+    assert stopped.seconds < down_for
+
+
 def test_a_stop_lets_a_rate_go_on() -> None:
     """Five messages at two per second: all are started in the drain."""
 
@@ -281,3 +314,122 @@ def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
         return [who for _, who, _ in diary.starts], sum(world.counts("dead"))
 
     assert in_world(scenario) == (["other", "one"], 0)
+
+
+def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
+    """They go on in turn, as slots become free, and not only after the pause that each of them was given."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        tenants = [f"t{number}" for number in range(9)]
+        databases.failures.update(dict.fromkeys(tenants, lambda: ConnectionRefusedError("down")))
+        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=OpenBackoff(base=0.5, cap=1.0))
+        more: dict[str, Any] = {"concurrency": Concurrency(total=2), "shutdown": Shutdown(drain=5.5)}
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(0.1)
+            handled.append(order.order_id)
+
+        async with orders:
+            for tenant in tenants:
+                world.send_orders(tenant, tenant=tenant)
+            await asyncio.sleep(4)
+            asyncio.get_running_loop().call_later(1.0, databases.failures.clear)
+            began = asyncio.get_running_loop().time()
+        return Stopped(world, handled, began)
+
+    stopped = in_world(scenario, seed=1)
+    assert (len(stopped.handled), stopped.dead) == (9, 0)
+    assert stopped.seconds < 4
+
+
+def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lost() -> None:
+    """Its tenant is paused, another one's handler runs on, and its visibility can be extended no longer."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        more: dict[str, Any] = {"visibility": Visibility(timeout=10, max_extension=20), "shutdown": Shutdown(drain=40)}
+        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: Ctx) -> None:
+            await asyncio.sleep(order.seconds)
+
+        async with orders:
+            orders.tenants.pause(Tenant("a"))
+            world.send_orders("held")
+            await asyncio.sleep(10)
+            world.send_orders("long", tenant="b", seconds=18)
+            await asyncio.sleep(1)
+        return await reasons(world)
+
+    assert in_world(scenario) == ["not tried: it could be held no longer and its tenant cannot run"]
+
+
+class ServerShutsDown(Exception):
+    """What a driver raises while its server ends."""
+
+    sqlstate = "57P01"
+
+
+STOPPED = "the consumer stopped, at its last receive, not tried by this consumer; its tenant "
+
+
+@pytest.mark.parametrize(
+    ("lack", "reason"),
+    [
+        ("paused", "is paused: maintenance"),
+        ("opening", "waits for its resources"),
+        ("met", "is unavailable: ServerShutsDown"),
+    ],
+)
+def test_the_dead_letter_of_a_stop_tells_what_its_tenant_lacked(lack: str, reason: str) -> None:
+    """Also where its resources are open, and its handlers meet an outage all the same."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create(dead_letters="dead", receives=1)
+        databases, shutdown = Databases(), Shutdown(drain=2)
+        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client, shutdown=shutdown)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            raise ServerShutsDown
+
+        if lack == "paused":
+            orders.tenants.pause(Tenant("a"), reason="maintenance")
+        elif lack == "opening":
+            databases.hanging.add("a")
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(3)
+        return await reasons(world)
+
+    assert in_world(scenario) == [STOPPED + reason]
+
+
+def test_the_dead_letter_of_a_stop_tells_that_the_fleet_had_no_slot() -> None:
+    """Another replica has the tenant's only one for longer than the drain."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        world.create("more", dead_letters="dead", receives=1)
+        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
+        async with replica(world, diary, fleet, "other"):
+            world.send_orders("1", seconds=12.0)
+            await asyncio.sleep(0.5)
+            async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=1)):
+                world.send({"order_id": "2"}, queue="more")
+                await asyncio.sleep(5)
+        return await reasons(world)
+
+    assert in_world(scenario) == [STOPPED + "has no slot of the fleet"]
+
+
+async def reasons(world: World) -> list[str]:
+    """Return why messages are dead letters."""
+    async with world.client as client:
+        letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+    return [letter.message_attributes["postroom.reason"].string_value or "" for letter in letters]

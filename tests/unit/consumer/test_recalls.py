@@ -3,15 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from postroom import Concurrency, Consumer, MessageContext, Polling, Queues, Reject
 from postroom.consumer.away import Absent
 from postroom.consumer.recalls import Recalls
 from postroom.tasks import Tasks
 from postroom.testing import run_virtual
+from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure, VisibilityChange
 from support.scripted import ScriptedQueue
+from support.world import Order, Tenant, World, in_world
 
 
 def absent(queue: ScriptedQueue, count: int, until: float = 100.0) -> list[Absent]:
@@ -125,3 +129,54 @@ def test_a_call_that_fails_is_told_in_one_line(error: type[BaseException], caplo
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("30 messages could not be called back (")
+
+
+def hidden_after_a_stop(patch: pytest.MonkeyPatch, silent: str, *, queues: Any) -> tuple[int, int]:
+    """Park messages, stop while another queue is silent, and return how many were parked, and how many are hidden."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=10)
+        world.create("more")
+        more: dict[str, Any] = {"polling": Polling(scout="always"), "concurrency": Concurrency(total=2)}
+        orders: Consumer[Tenant] = Consumer(**queues, context=Tenant, client=world.client, **more)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(order.seconds)
+            if order.order_id == "bad":
+                raise Reject("bad")
+
+        async with orders:
+            world.send({"order_id": "bad", "seconds": 3.5}, tenant="b")
+            world.send({"order_id": "1", "seconds": 3.5}, tenant="b", queue="more")
+            world.send_orders(*map(str, range(60)), seconds=3)
+            await asyncio.sleep(3)
+            for call in ("send", "delete", "change_visibility"):
+                patch.setattr(MemoryQueue, call, _silent(silent, getattr(MemoryQueue, call)))
+            parked = orders.statistics().parked
+        await asyncio.sleep(0.1)
+        return parked, world.counts()[1]
+
+    return in_world(scenario)
+
+
+def _silent(name: str, call: Any) -> Any:
+    async def answer(self: MemoryQueue, *arguments: Any) -> Any:
+        if self.info.name == name:
+            await asyncio.Event().wait()
+        return await call(self, *arguments)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("silent", "queues", "unanswered"),
+    [("more", {"queues": Queues(["orders", "more"])}, 0), ("dead", {"queue": "orders"}, 1)],
+)
+def test_a_stop_calls_messages_back_whatever_else_is_not_answered(
+    silent: str, queues: Any, unanswered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of several, or a dead-letter queue: the message that goes there stays hidden, and no other."""
+    parked, hidden = hidden_after_a_stop(monkeypatch, silent, queues=queues)
+    assert parked > 10
+    assert hidden == unanswered

@@ -202,3 +202,27 @@ def test_what_a_stop_gives_back_is_hidden_from_a_poll_that_is_overdue(monkeypatc
         return orders.statistics().received
 
     assert in_world(scenario) == 1
+
+
+def test_what_a_handler_gives_back_during_a_stop_is_hidden_from_a_poll_that_is_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by ``ctx.retry``: SQS would serve it to that poll, here or where nothing listens any longer."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+
+    async def scenario(world: World) -> int:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, polling=Polling(wait=20))
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(1)
+            await ctx.retry(delay=0)
+
+        async with orders:
+            await asyncio.sleep(1)
+            world.send_orders("1")
+            await asyncio.sleep(0.5)
+        return orders.statistics().received
+
+    assert in_world(scenario) == 1

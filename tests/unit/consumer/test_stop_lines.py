@@ -9,6 +9,7 @@ from typing import Any, Self
 import pytest
 
 from postroom import Consumer, MessageContext, Reject, ResourcePool, Shutdown
+from postroom.message import Message
 from support.world import Order, Tenant, World, in_world
 
 
@@ -113,3 +114,36 @@ def test_a_stop_that_sqs_does_not_answer_says_what_it_gives_up(caplog: pytest.Lo
         "SQS did not answer within Shutdown(flush=1) for orders: 2 messages decided about and not confirmed, "
         "3 messages on their way to the dead-letter queue. They come back later"
     )
+
+
+@pytest.mark.parametrize(
+    ("resolves", "said"), [(0.0, "1 message that waits for resources"), (5.0, "messages that have not started")]
+)
+def test_a_stop_tells_what_it_waits_for_where_no_handler_runs(
+    resolves: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message at its last receive, of which the tenant is being found out, or its resources opened."""
+
+    async def context(message: Message) -> Tenant:
+        await asyncio.sleep(resolves)
+        return Tenant(message.id)
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncGenerator[str]:
+        await asyncio.sleep(5)
+        yield tenant.tenant_id
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead", receives=1)
+        orders = Consumer("orders", context=context, resources=database, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
+
+        async with orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    assert line(caplog, "waiting up to") == f"Stopping orders: waiting up to 13 s for {said}"

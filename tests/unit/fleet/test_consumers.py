@@ -511,3 +511,27 @@ def test_a_tenant_without_a_slot_here_makes_room_for_others() -> None:
     assert {who for _, who, tenant in diary.starts if tenant == "noisy"} == {"one", "two"}
     noisy = [at for at, _, tenant in diary.starts if tenant == "noisy"]
     assert max(after - before for before, after in itertools.pairwise(noisy)) < 2.0  # the slot is not idle for long
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3])
+def test_an_order_that_another_replica_gives_too_ends_for_both(apart: float) -> None:
+    """As where every replica is told of a new password: the newest order takes the place of the others."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        state, ended = FaultyState(), list[str]()
+
+        async def invalidate(name: str, seconds: float) -> None:
+            async with replica(world, Diary(), Fleet(state, per_tenant=8), name) as one:
+                await asyncio.sleep(1 + seconds)
+                await one.tenants.invalidate(A, timeout=60)
+                await one.tenants.close(A, timeout=60)
+                ended.append(name)
+                await asyncio.sleep(30)
+
+        names = ("one", "two", "three")
+        await asyncio.gather(*(invalidate(name, place * apart) for place, name in enumerate(names)))
+        assert not [field for field in state.store.decisions("orders").fields if field.startswith(("order", "done"))]
+        return sorted(ended)
+
+    assert in_world(scenario) == ["one", "three", "two"]
