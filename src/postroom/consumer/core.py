@@ -299,7 +299,7 @@ class Core:
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
         # It goes to another queue and needs nothing of what its tenant lacks.
-        if self._is_sent_away(job):
+        if self.is_sent_away(job):
             is_down = self.availability.is_undivertable(tenant)
             return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
@@ -343,7 +343,7 @@ class Core:
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
-        if self._tenants.ruled and self._is_sent_away(job):
+        if self._tenants.ruled and self.is_sent_away(job):
             # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
             if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
                 job.leads = True
@@ -353,14 +353,14 @@ class Core:
         if wait is None and self.availability.is_half_open(job):
             best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)
             if best > job.attempt:  # a first try of another message tells less than one more of this
-                self.scheduler.put_back(job)
+                self._put_back_untried(job)
                 self.scheduler.prefer(job.tenant, _attempt_of)
                 return False
             self.availability.probe(job)
             self.scheduler.sleep(job.tenant, None, now=now)
             return True
         if wait is not None:
-            self.scheduler.put_back(job)
+            self._put_back_untried(job)
             if wait.until is None and self._has_waiting_probe(job.tenant):
                 # What could not have its resources meanwhile stands in front of it, and waits for its end.
                 self.scheduler.prefer(job.tenant, _is_probe)
@@ -373,11 +373,15 @@ class Core:
             self.scheduler.sleep(job.tenant, None, now=now)
         return True
 
+    def _put_back_untried(self, job: Job) -> None:
+        self.scheduler.unspend(job)
+        self.scheduler.put_back(job)
+
     def _has_waiting_probe(self, tenant: Hashable) -> bool:
         """Whether the probe of a tenant has its resources, and waits for a slot."""
         return any(map(_is_probe, self.scheduler.waiting_of(tenant)))
 
-    def _is_sent_away(self, job: Job) -> bool:
+    def is_sent_away(self, job: Job) -> bool:
         """Whether a message goes to another queue: what is where its tenant is diverted to is handled there."""
         if not self._tenants.is_sent_away(job.tenant):
             return False
@@ -390,6 +394,7 @@ class Core:
 
     def suspend(self, job: Job, now: float) -> None:
         """Take the slot back of a message while its tenant's resources are opened."""
+        self.scheduler.unspend(job)  # it takes one when it goes on: its handler starts then
         # The seconds so far count for its tenant: decoding took a slot.
         self.scheduler.suspend(job, now=now, seconds=now - job.since)
 
@@ -416,6 +421,7 @@ class Core:
         idle = self._with_resources(job.tenant) if job.met_outage else []
         if job.started:  # decoded once more: its handler may have changed its payload
             job.payload, job.decoded = None, False
+            job.paced = False  # its handler did start
         # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
         self._wait(job, wait, now)
@@ -454,6 +460,8 @@ class Core:
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
         self.probe_ended(job)
+        if not job.started:
+            self.scheduler.unspend(job)
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)

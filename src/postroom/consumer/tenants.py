@@ -457,12 +457,14 @@ class Tenants:
         if key in self._probing:
             cap = 1
         pace = self._pace(key, rule.rate)
+        # A rate is of starts: what goes to another queue starts nothing, and need not wait for one.
+        exempt = self._consumer.is_sent_away if pace is not None and rule.state in _SENT_AWAY else None
         # First the scheduler, then the messages: one that is woken must already find the new rule.
-        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
+        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap, exempt=exempt)
         self._consumer.decided(key, paused=paused)
 
     def _pace(self, key: Hashable, rate: float | None) -> Pace | None:
-        """Return the tenant's bucket: the same one while its rate stays, or every other decision would fill it up."""
+        """Return the tenant's bucket. No decision about it fills it up, nor does another rate."""
         member = self._member
         if member is not None:
             rate = member.ledger.rate_of(key)
@@ -471,7 +473,10 @@ class Tenants:
             self._paces.pop(key, None)
             return None
         if pace is None or pace.rate != rate:
-            pace = self._paces[key] = Pace(rate) if member is None else member.pace_of(key, rate)
+            earlier, pace = pace, Pace(rate) if member is None else member.pace_of(key, rate)
+            if earlier is not None:
+                pace.follow(earlier)
+            self._paces[key] = pace
         return pace
 
     def _figures(self, key: Hashable) -> LaneStatistics:

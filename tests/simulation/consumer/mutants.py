@@ -504,7 +504,7 @@ MUTANTS = (
         "attempts",
     ),
     Mutant("retries an unknown tenant's last receive", swap(Core, "retry", _tried_all_the_same), 5, "attempts"),
-    Mutant("counts receives as attempts", swap(Attempts, "number", _counts_receives), 0, "attempts"),
+    Mutant("counts receives as attempts", swap(Attempts, "number", _counts_receives), 2, "attempts"),
     Mutant("counts an outage as an attempt", swap(Pipeline, "_wait", _blames_outages), 278, "attempts"),
     Mutant("says no reason", swap(dead_letters, "write", _without_a_reason), 5, "poison"),
     Mutant("returns at a stop what has no receive left", says(Core, "keeps", answer=False), 152, "poison"),
