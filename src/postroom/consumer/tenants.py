@@ -46,6 +46,8 @@ class Tenants:
         """Changes with every decision."""
         self.ruled: bool = False
         """Whether anything was decided about any tenant, or every tenant has a rate."""
+        self._limited: dict[Hashable, str] = {}
+        """Why tenants are limited that are, also while they are paused for another reason."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
@@ -396,12 +398,24 @@ class Tenants:
             if self._shared:
                 for part, value in changes.items():
                     self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
-            rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
-            if reason is not None or "state" in changes:
-                rule = replace(rule, reason=reason)
-            self._keep(key, rule)
+            # In a fleet, what was decided elsewhere about a tenant that has had nothing here yet.
+            rule = replace(self.rule_of(key) or TenantStatus(key=key), **changes)
+            self._keep(key, replace(rule, reason=self._reason_of(rule, reason, decides="state" in changes)))
         # Outside the lock: the scheduler may start messages here, which ask for the rules again.
         self._in_loop(self._decided, key)
+
+    def _reason_of(self, rule: TenantStatus, reason: str | None, *, decides: bool) -> str | None:
+        """Return the reason to keep: that of a pause, a quarantine or a diversion while there is one, else of limits.
+
+        Dead letters carry it, so a limit must not put its own in the place of that of a quarantine.
+        """
+        if not decides and reason is not None:
+            self._limited[rule.key] = reason
+        if rule.concurrency is None and rule.rate is None:
+            self._limited.pop(rule.key, None)
+        if rule.state is TenantState.ACTIVE:
+            return self._limited.get(rule.key)
+        return reason if decides else rule.reason
 
     def _decided(self, key: Hashable) -> None:
         self._carry_out(key)
@@ -422,7 +436,9 @@ class Tenants:
             if (key, part) in self.pending:
                 value, reason = self.pending[key, part]
                 chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
-                rule = replace(rule, **{part: chosen}, reason=rule.reason if reason is None else reason)
+                rule = replace(rule, **{part: chosen})
+                if reason is not None and (rule.state is TenantState.ACTIVE or part not in LIMITS):
+                    rule = replace(rule, reason=reason)
         return rule
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:

@@ -95,6 +95,41 @@ def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() 
     assert in_world(scenario) == "being migrated"
 
 
+@pytest.mark.parametrize("how", ["quarantine", "divert"])
+def test_a_limit_takes_no_reason_from_what_is_sent_away(how: str) -> None:
+    """Dead letters carry the reason of the quarantine; that of the limit is shown when only the limit is left."""
+
+    async def scenario(world: World) -> tuple[str | None, str | None, str | None]:
+        world.create(dead_letters="dead")
+        diary = Diary(world)
+        async with diary.consumer:
+            if how == "quarantine":
+                diary.tenants.quarantine(A, reason="corrupt import")
+            else:
+                diary.tenants.divert(A, queue="dead", reason="corrupt import")
+            diary.tenants.limit(A, rate=5, reason="its database is slow")
+            world.send_orders("1", tenant="a")
+            await asyncio.sleep(2)
+            [letter] = await world.broker.receive("dead")
+            decided = diary.tenants[A].reason
+            diary.tenants.resume(A)
+            return letter.message_attributes["postroom.reason"].string_value, decided, diary.tenants[A].reason
+
+    said, decided, limited = in_world(scenario)
+    assert said is not None
+    assert said.removeprefix("diverted to dead: ") == decided == "corrupt import"
+    assert limited == "its database is slow"
+
+
+def test_the_reason_of_a_limit_goes_with_the_limit() -> None:
+    """A limit of another day does not tell of it."""
+    tenants = Consumer("orders", context=Tenant).tenants
+    tenants.limit(A, rate=5, reason="its database is slow")
+    tenants.limit(A, rate=None)
+    tenants.limit(A, concurrency=2)
+    assert tenants[A].reason is None
+
+
 def test_a_concurrency_limit_applies_at_once_and_can_be_lifted() -> None:
     """From then on no more than so many start; None restores the default."""
 

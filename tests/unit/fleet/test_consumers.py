@@ -381,6 +381,31 @@ def test_a_rate_holds_over_all_replicas(rate: float) -> None:
         assert sum(at <= other < at + 5.0 for other in starts) <= rate * (5 + 4) + 3
 
 
+def test_a_limit_takes_no_reason_from_a_quarantine_of_the_fleet() -> None:
+    """Neither where it was decided nor elsewhere, nor while the store is gone."""
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create(dead_letters="dead")
+        diary, state = Diary(), FaultyState()
+        one, two = (replica(world, diary, Fleet(state), name) for name in ("one", "two"))
+        found: list[str | None] = []
+        async with one, two:
+            one.tenants.quarantine(A, reason="corrupt import")
+            await asyncio.sleep(3)
+            state.gone = True
+            two.tenants.limit(A, rate=5, reason="its database is slow")
+            found.append(two.tenants[A].reason)
+            await asyncio.sleep(3)
+            state.gone = False
+            await asyncio.sleep(30)
+            found += [each.tenants[A].reason for each in (one, two)]
+            one.tenants.resume(A)
+            await asyncio.sleep(5)
+            return found + [each.tenants[A].reason for each in (one, two)]
+
+    assert in_world(scenario) == ["corrupt import"] * 3 + ["its database is slow"] * 2
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_an_open_counts_as_no_start_in_the_fleet(lost: bool) -> None:
     """Each message finds its tenant's resources closed; also by the part of the rate when the store is gone."""
