@@ -188,9 +188,11 @@ class Tenants:
         Raises:
             TimeoutError: some still run after ``timeout`` seconds, or a replica has not confirmed; the tenant stays
                 paused.
+            ConfigurationError: it was resumed meanwhile, so that its handlers start again.
         """
         self.pause(key, reason=reason)
         await self.handover.everywhere("drain", key, timeout)
+        self.handover.require_still(key, "drained")
 
     async def offboard(self, key: Hashable, *, reason: str, timeout: float | None = None) -> None:
         """End a tenant: drain and close it, and send its messages to the dead-letter queue from then on.
@@ -200,7 +202,8 @@ class Tenants:
         ``postroom dead-letters redrive`` its messages. When it is cancelled before the end, the tenant is resumed.
 
         Raises:
-            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason.
+            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason;
+                or it was resumed meanwhile, and stays so.
             TimeoutError: handlers still run after ``timeout`` seconds, or a replica has not confirmed. Its messages go
                 to the dead-letter queue all the same, unless it was resumed meanwhile.
         """

@@ -93,6 +93,68 @@ def test_other_decisions_do_not_fill_the_bucket_up() -> None:
     assert 20 <= in_world(scenario) <= 22
 
 
+def test_a_handler_that_pauses_its_tenant_is_the_last_that_starts() -> None:
+    """Also before those that got their slots together with it; they wait, in order, and cost no attempt."""
+
+    async def scenario(world: World) -> tuple[list[str], int, list[str], list[int]]:
+        world.create()
+        seen: list[str] = []
+        attempts: list[int] = []
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            seen.append(order.order_id)
+            attempts.append(ctx.attempt)
+            if len(seen) == 1:
+                orders.tenants.pause(A, reason="its database answers nonsense")
+            await asyncio.sleep(1)
+
+        world.send_orders(*map(str, range(8)), tenant="a")
+        async with orders:
+            await asyncio.sleep(5)
+            before, waiting = list(seen), orders.tenants[A].waiting
+            orders.tenants.resume(A)
+            await asyncio.sleep(5)
+            return before, waiting, sorted(seen), attempts
+
+    before, waiting, seen, attempts = in_world(scenario)
+    assert len(before) == 1
+    assert waiting == 7
+    assert seen == [str(number) for number in range(8)]
+    assert attempts == [1] * 8
+
+
+def test_a_pause_holds_while_a_body_is_fetched() -> None:
+    """A message that was taken out of its envelope meanwhile does not start."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        seen: list[str] = []
+
+        async def slowly(message: Message) -> Message:
+            await asyncio.sleep(1)
+            return message
+
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client, unwrap=slowly)
+
+        @orders.handler
+        async def record(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            seen.append(order.order_id)
+
+        world.send_orders("1", tenant="a")
+        async with orders:
+            await asyncio.sleep(0.5)
+            orders.tenants.pause(A)
+            await asyncio.sleep(5)
+            paused = len(seen)
+            orders.tenants.resume(A)
+            await asyncio.sleep(5)
+            return paused, len(seen)
+
+    assert in_world(scenario) == (0, 1)
+
+
 def test_another_rate_does_not_fill_the_bucket_up() -> None:
     """A program that follows a database's load sets a rate each second: that is no second burst each time."""
 

@@ -201,6 +201,41 @@ def test_drain_that_takes_too_long_says_so() -> None:
     assert in_world(scenario) is TenantState.PAUSED
 
 
+def test_a_drain_that_a_resume_called_off_says_so() -> None:
+    """At once: its handlers start again, and nothing may be moved because one moment was quiet."""
+
+    async def scenario(world: World) -> tuple[float, TenantState]:
+        world.create()
+        diary = Diary(world)
+        world.send_orders(*map(str, range(100)), tenant="a", seconds=3)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            asyncio.get_running_loop().call_later(1, diary.tenants.resume, A)
+            with pytest.raises(ConfigurationError, match="a:eu-west-1 was not drained: it was resumed"):
+                await diary.tenants.drain(A)
+            return asyncio.get_running_loop().time(), diary.tenants[A].state
+
+    when, state = in_world(scenario)
+    assert when == pytest.approx(2, abs=0.2)
+    assert state is TenantState.ACTIVE
+
+
+def test_a_drain_ends_where_its_tenant_is_put_in_quarantine_meanwhile() -> None:
+    """Nothing of it starts then, either."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead")
+        diary = Diary(world)
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            asyncio.get_running_loop().call_later(1, lambda: diary.tenants.quarantine(A, reason="corrupt import"))
+            await diary.tenants.drain(A)
+            return diary.tenants[A].running
+
+    assert in_world(scenario) == 0
+
+
 def test_decisions_may_come_from_another_thread() -> None:
     """A web route in a thread pauses and resumes; the list can be read there, too."""
 
