@@ -61,6 +61,7 @@ _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
 
 
+_CANNOT: Final = "its tenant cannot run"
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
@@ -440,7 +441,7 @@ class Core:
     def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
         expires = job.source.facts.seconds_left(job) < 1.0 and self._expire(job)
-        if expires or self._slips(job, now, "its tenant cannot run"):
+        if expires or self._slips(job, now, _CANNOT):
             self.give_group_back(job)
             self._sleep(job, wait, now)
             return
@@ -801,7 +802,10 @@ class Core:
         if job.started:
             tried = f"in the middle of its handler{f', {tried}' if known else ''}"
         outage = self.outage(job.tenant)
-        return tried if outage is None else f"{tried}; its tenant is unavailable: {without_next_try(outage.cause)}"
+        kept_back = None if job.started else self._tenants.kept_back(job.tenant)
+        if outage is not None and not self._tenants.is_paused(job.tenant):
+            return f"{tried}; its tenant is unavailable: {without_next_try(outage.cause)}"
+        return tried if kept_back is None else f"{tried}; its tenant is {kept_back}"
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.
@@ -836,15 +840,18 @@ class Core:
         too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
         return too_many or self.is_full
 
-    def _expire(self, job: Job, obstacle: str = "its tenant cannot run") -> bool:
+    def _expire(self, job: Job, obstacle: str = _CANNOT) -> bool:
         """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
         return self._give_up(job, "its retention period is nearly over", obstacle)
 
     def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
-        if (outage := self.outage(job.tenant)) is not None:
+        kept_back = self._tenants.kept_back(job.tenant) if obstacle is _CANNOT else None
+        if (outage := self.outage(job.tenant)) is not None and not self._tenants.is_paused(job.tenant):
             obstacle = f"{obstacle}: {without_next_try(outage.cause)}"
+        elif kept_back is not None:
+            obstacle = f"its tenant is {kept_back}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
         self.reject(job, f"{tried}: {end} and {obstacle}")
         return True
@@ -925,7 +932,7 @@ class Core:
         return self._is_too_late_for(job) and self._expire(job, self._lacks(job))
 
     def _lacks(self, job: Job) -> str:
-        return "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+        return _CANNOT if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
 
     def _slips(self, job: Job, now: float, obstacle: str) -> bool:
         """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""

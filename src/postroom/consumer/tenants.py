@@ -312,6 +312,14 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule.reason or _QUARANTINE if rule is not None and rule.state is TenantState.QUARANTINED else None
 
+    def kept_back(self, key: Hashable) -> str | None:
+        """Return the decision that keeps a tenant's messages from starting, with its reason; None: no decision does."""
+        if self.is_paused(key):
+            reason = self._rules[key].reason
+            return "paused" if reason is None else f"paused: {reason}"
+        rate = self.rate_of(key)
+        return None if rate is None else f"limited to {rate:g} starts per second"
+
     def join(self, member: Member) -> None:
         """Share decisions with a fleet, from before the consumer starts."""
         self._member = member

@@ -95,6 +95,39 @@ def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() 
     assert in_world(scenario) == "being migrated"
 
 
+async def reason_in(world: World) -> str | None:
+    """Return the reason of the one dead letter."""
+    [letter] = await world.broker.receive("dead")
+    return letter.message_attributes["postroom.reason"].string_value
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("database move", "paused: database move"), (None, "paused"), ("rate", "limited to 0.001 st")]
+)
+@pytest.mark.parametrize("end", ["stop", "retention"])
+def test_a_dead_letter_names_the_decision_that_kept_it(end: str, reason: str | None, said: str) -> None:
+    """An operator who finds it later may not know that its tenant was paused."""
+
+    async def scenario(world: World) -> str | None:
+        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="120")
+        diary = Diary(world)
+        if reason == "rate":
+            diary.tenants.limit(A, rate=0.001)
+        else:
+            diary.tenants.pause(A, reason=reason)
+        world.send_orders(*(["1", "2"] if reason == "rate" else ["1"]), tenant="a")
+        async with diary.consumer:
+            await asyncio.sleep(2 if end == "stop" else 110)
+        return await reason_in(world)
+
+    text = in_world(scenario)
+    assert text is not None
+    begin = "not tried: its retention period is nearly over and"
+    if end == "stop":
+        begin = "the consumer stopped, at its last receive, not tried by this consumer;"
+    assert text.startswith(f"{begin} its tenant is {said}")
+
+
 @pytest.mark.parametrize("how", ["quarantine", "divert"])
 def test_a_limit_takes_no_reason_from_what_is_sent_away(how: str) -> None:
     """Dead letters carry the reason of the quarantine; that of the limit is shown when only the limit is left."""
