@@ -132,10 +132,10 @@ async def main() -> None:
                 await send(queue, Report(f"report-{number}"), Customer(customer_id))
         pool = snapshots(service)
         async with pool, consumer(service, pool, client) as reports:
-            while reports.statistics().succeeded < 8:  # noqa: ASYNC110 - an example waits for what it shows
+            while reports.statistics().succeeded < 9:  # noqa: ASYNC110 - an example waits for what it shows
                 await asyncio.sleep(0.05)
             print("initech waits: 10 a minute are one every 6 seconds")
-            while reports.statistics().succeeded < 9:  # noqa: ASYNC110
+            while reports.statistics().succeeded < 10:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             status = reports.tenants[Customer("initech")]
             print(f"initech may start {status.rate * 60 if status.rate else 0:g} a minute; {status.waiting} wait")

@@ -61,6 +61,7 @@ _SURPLUS: Final = (1.0, 5.0)
 """Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
 
 
+_CANNOT: Final = "its tenant cannot run"
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
@@ -299,7 +300,7 @@ class Core:
     def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
         tenant = job.tenant
         # It goes to another queue and needs nothing of what its tenant lacks.
-        if self._is_sent_away(job):
+        if self.is_sent_away(job):
             is_down = self.availability.is_undivertable(tenant)
             return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
         if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
@@ -348,7 +349,7 @@ class Core:
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
-        if self._tenants.ruled and self._is_sent_away(job):
+        if self._tenants.ruled and self.is_sent_away(job):
             # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
             if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
                 job.leads = True
@@ -358,14 +359,14 @@ class Core:
         if wait is None and self.availability.is_half_open(job):
             best = max((other.attempt for other in self.scheduler.waiting_of(job.tenant)), default=0)
             if best > job.attempt:  # a first try of another message tells less than one more of this
-                self.scheduler.put_back(job)
+                self._put_back_untried(job)
                 self.scheduler.prefer(job.tenant, _attempt_of)
                 return False
             self.availability.probe(job)
             self.scheduler.sleep(job.tenant, None, now=now)
             return True
         if wait is not None:
-            self.scheduler.put_back(job)
+            self._put_back_untried(job)
             if wait.until is None and self._has_waiting_probe(job.tenant):
                 # What could not have its resources meanwhile stands in front of it, and waits for its end.
                 self.scheduler.prefer(job.tenant, _is_probe)
@@ -378,11 +379,15 @@ class Core:
             self.scheduler.sleep(job.tenant, None, now=now)
         return True
 
+    def _put_back_untried(self, job: Job) -> None:
+        self.scheduler.unspend(job)
+        self.scheduler.put_back(job)
+
     def _has_waiting_probe(self, tenant: Hashable) -> bool:
         """Whether the probe of a tenant has its resources, and waits for a slot."""
         return any(map(_is_probe, self.scheduler.waiting_of(tenant)))
 
-    def _is_sent_away(self, job: Job) -> bool:
+    def is_sent_away(self, job: Job) -> bool:
         """Whether a message goes to another queue: what is where its tenant is diverted to is handled there."""
         if not self._tenants.is_sent_away(job.tenant):
             return False
@@ -395,6 +400,7 @@ class Core:
 
     def suspend(self, job: Job, now: float) -> None:
         """Take the slot back of a message while its tenant's resources are opened."""
+        self.scheduler.unspend(job)  # it takes one when it goes on: its handler starts then
         # The seconds so far count for its tenant: decoding took a slot.
         self.scheduler.suspend(job, now=now, seconds=now - job.since)
 
@@ -421,6 +427,7 @@ class Core:
         idle = self._with_resources(job.tenant) if job.met_outage else []
         if job.started:  # decoded once more: its handler may have changed its payload
             job.payload, job.decoded = None, False
+            job.paced = False  # its handler did start
         # Before it is put back: its next turn must not be taken for a handler that met an outage.
         job.met_outage = job.started = False
         self._wait(job, wait, now)
@@ -439,7 +446,7 @@ class Core:
     def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
         expires = job.source.facts.seconds_left(job) < 1.0 and self._expire(job)
-        if expires or self._slips(job, now, "its tenant cannot run"):
+        if expires or self._slips(job, now, _CANNOT):
             self.give_group_back(job)
             self._sleep(job, wait, now)
             return
@@ -459,6 +466,8 @@ class Core:
     def put_back(self, job: Job, now: float) -> None:
         """Let a message that could not be tried wait in its lane again."""
         self.probe_ended(job)
+        if not job.started:
+            self.scheduler.unspend(job)
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
@@ -813,13 +822,12 @@ class Core:
         """Return what the tenant of a message lacks, as far as that is known."""
         outage = self.outage(job.tenant)
         cause = self.availability.last_met(job.tenant) if outage is None else outage.cause
-        if cause is not None:
+        if cause is not None and not self._tenants.is_paused(job.tenant):
             return f"is unavailable: {without_next_try(cause)}"
         if job.started:
             return None
-        if self._tenants.is_paused(job.tenant):
-            rule = self._tenants.rule_of(job.tenant)
-            return "is paused" if rule is None or rule.reason is None else f"is paused: {rule.reason}"
+        if (kept_back := self._tenants.kept_back(job.tenant)) is not None:
+            return f"is {kept_back}"
         if job.lane is not None and job.lane.withheld:
             return "has no slot of the fleet"
         return "waits for its resources" if self.scheduler.figures(job.tenant).suspended else None
@@ -857,15 +865,18 @@ class Core:
         too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
         return too_many or self.is_full
 
-    def _expire(self, job: Job, obstacle: str = "its tenant cannot run") -> bool:
+    def _expire(self, job: Job, obstacle: str = _CANNOT) -> bool:
         """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
         return self._give_up(job, "its retention period is nearly over", obstacle)
 
     def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
-        if (outage := self.outage(job.tenant)) is not None:
+        kept_back = self._tenants.kept_back(job.tenant) if obstacle is _CANNOT else None
+        if (outage := self.outage(job.tenant)) is not None and not self._tenants.is_paused(job.tenant):
             obstacle = f"{obstacle}: {without_next_try(outage.cause)}"
+        elif kept_back is not None:
+            obstacle = f"its tenant is {kept_back}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
         self.reject(job, f"{tried}: {end} and {obstacle}")
         return True
@@ -946,7 +957,7 @@ class Core:
         return self._is_too_late_for(job) and self._expire(job, self._lacks(job))
 
     def _lacks(self, job: Job) -> str:
-        return "its tenant cannot run" if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+        return _CANNOT if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
 
     def _slips(self, job: Job, now: float, obstacle: str) -> bool:
         """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""

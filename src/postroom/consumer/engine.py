@@ -440,6 +440,10 @@ class Engine:
             if job.turn is not None and not job.turn.done():
                 job.turn.set_result(False)
 
+    def is_sent_away(self, job: Job) -> bool:
+        """Whether a message goes to another queue, and to no handler."""
+        return self.core.is_sent_away(job)
+
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures: one of its messages tries at once."""
         self.core.availability.retry_now(tenant, self._time())

@@ -24,6 +24,7 @@ _POLL: Final = 0.05
 """Seconds between two looks whether a tenant is quiet."""
 _MOST: Final = 1_000
 """Tenants that are kept in mind, with their contexts, between their close and the next open."""
+_STILL: Final = frozenset({TenantState.PAUSED, TenantState.QUARANTINED, TenantState.DIVERTED})
 _NAMED: Final = 5
 """Queues that a text names."""
 
@@ -172,8 +173,19 @@ class Handover:
     async def _drain(self, key: Hashable) -> None:
         # A poll and not an event: a move is rare, and an event would cost something for every
         # message.
-        while self._is_busy(key):  # noqa: ASYNC110
+        self.require_still(key, "drained")
+        while self._is_busy(key):
             await asyncio.sleep(_POLL)
+            self.require_still(key, "drained")
+
+    def require_still(self, key: Hashable, what: str) -> None:
+        """Refuse to say that something was done with a tenant at rest that starts messages again.
+
+        Raises:
+            ConfigurationError: it was resumed meanwhile.
+        """
+        if self._rules[key].state not in _STILL:
+            raise ConfigurationError(f"{display_key(key)} was not {what}: it was resumed meanwhile")
 
     async def _invalidate(self, key: Hashable) -> None:
         if (pool := self._pool) is not None:

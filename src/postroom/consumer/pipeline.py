@@ -19,6 +19,7 @@ from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.settling import Settling, log_last_receive
 from postroom.consumer.tenants import Tenants
+from postroom.consumer.unwrapping import Unwrapping
 from postroom.errors import (
     AlreadyHandled,
     ConfigurationError,
@@ -131,10 +132,11 @@ class Pipeline:
             # One flag, because a decision about a tenant is rare and this line runs for every
             # message.
             if self._tenants.ruled:
-                self._refuse_if_quarantined(job)
+                self._heed_decision(job)
             if not job.decoded:
                 # Before the lease: a malformed body opens no database.
-                job.payload = self._decode(job.message if self._unwrap is None else await self._unwrap.contents(job))
+                message = job.message if self._unwrap is None else await self._contents(job, self._unwrap)
+                job.payload = self._decode(message)
                 job.decoded = True
             if self._pool is None:
                 await self._run_handler(job, None)
@@ -163,6 +165,13 @@ class Pipeline:
             # An error that comes to here is a defect.
             self._engine.ended(job, exc_info()[1])
 
+    async def _contents(self, job: Job, unwrap: Unwrapping) -> Message:
+        """Return what the payload is decoded from."""
+        message = await unwrap.contents(job)
+        if self._tenants.ruled:
+            self._heed_decision(job)  # decided while its body was fetched
+        return message
+
     async def _lease_without_slot(self, job: Job, pool: ResourcePool[Any, Any]) -> Lease[Any]:
         """Open, or wait for, the tenant's resources: in its lane, not in a slot. Then wait for a slot again."""
         began = self._time()
@@ -188,7 +197,7 @@ class Pipeline:
             # False: it was withdrawn in the meantime, by a stop or a decision.
             if not await job.turn:
                 raise _NotNow
-            self._refuse_if_quarantined(job)  # decided while it waited
+            self._heed_decision(job)  # decided while it waited
         except BaseException:
             job.lease = None
             lease.release()
@@ -197,7 +206,10 @@ class Pipeline:
             job.turn = None
         return lease
 
-    def _refuse_if_quarantined(self, job: Job) -> None:
+    def _heed_decision(self, job: Job) -> None:
+        """Raise what becomes of a message that may not be handled: its tenant may have been paused since its grant."""
+        if self._tenants.is_paused(job.tenant):
+            raise _NotNow
         if (reason := self._tenants.quarantined_because(job.tenant)) is not None:
             raise _Quarantined(reason)
         diverted = self._tenants.diverted(job.tenant)

@@ -66,6 +66,10 @@ class Controlled(Protocol):
         """Carry out what was decided about a tenant: start, call back, give up resources."""
         ...
 
+    def is_sent_away(self, job: Any) -> bool:
+        """Whether a message goes to another queue, and to no handler."""
+        ...
+
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures."""
         ...

@@ -46,6 +46,8 @@ class Tenants:
         """Changes with every decision."""
         self.ruled: bool = False
         """Whether anything was decided about any tenant, or every tenant has a rate."""
+        self._limited: dict[Hashable, str] = {}
+        """Why tenants are limited that are, also while they are paused for another reason."""
         self._paces: dict[Hashable, Pace] = {}
         self._lock = threading.Lock()
         self._consumer: Controlled | None = None
@@ -186,9 +188,11 @@ class Tenants:
         Raises:
             TimeoutError: some still run after ``timeout`` seconds, or a replica has not confirmed; the tenant stays
                 paused.
+            ConfigurationError: it was resumed meanwhile, so that its handlers start again.
         """
         self.pause(key, reason=reason)
         await self.handover.everywhere("drain", key, timeout)
+        self.handover.require_still(key, "drained")
 
     async def offboard(self, key: Hashable, *, reason: str, timeout: float | None = None) -> None:
         """End a tenant: drain and close it, and send its messages to the dead-letter queue from then on.
@@ -198,7 +202,8 @@ class Tenants:
         ``postroom dead-letters redrive`` its messages. When it is cancelled before the end, the tenant is resumed.
 
         Raises:
-            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason.
+            ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason;
+                or it was resumed meanwhile, and stays so.
             TimeoutError: handlers still run after ``timeout`` seconds, or a replica has not confirmed. Its messages go
                 to the dead-letter queue all the same, unless it was resumed meanwhile.
         """
@@ -307,6 +312,14 @@ class Tenants:
         rule = self._rules.get(key) if self._rules else None
         return rule.reason or _QUARANTINE if rule is not None and rule.state is TenantState.QUARANTINED else None
 
+    def kept_back(self, key: Hashable) -> str | None:
+        """Return the decision that keeps a tenant's messages from starting, with its reason; None: no decision does."""
+        if self.is_paused(key):
+            reason = self._rules[key].reason
+            return "paused" if reason is None else f"paused: {reason}"
+        rate = self.rate_of(key)
+        return None if rate is None else f"limited to {rate:g} starts per second"
+
     def join(self, member: Member) -> None:
         """Share decisions with a fleet, from before the consumer starts."""
         self._member = member
@@ -396,12 +409,24 @@ class Tenants:
             if self._shared:
                 for part, value in changes.items():
                     self.pending[key, part] = (None if value is TenantState.ACTIVE else value, reason)
-            rule = replace(self._rules.get(key) or TenantStatus(key=key), **changes)
-            if reason is not None or "state" in changes:
-                rule = replace(rule, reason=reason)
-            self._keep(key, rule)
+            # In a fleet, what was decided elsewhere about a tenant that has had nothing here yet.
+            rule = replace(self.rule_of(key) or TenantStatus(key=key), **changes)
+            self._keep(key, replace(rule, reason=self._reason_of(rule, reason, decides="state" in changes)))
         # Outside the lock: the scheduler may start messages here, which ask for the rules again.
         self._in_loop(self._decided, key)
+
+    def _reason_of(self, rule: TenantStatus, reason: str | None, *, decides: bool) -> str | None:
+        """Return the reason to keep: that of a pause, a quarantine or a diversion while there is one, else of limits.
+
+        Dead letters carry it, so a limit must not put its own in the place of that of a quarantine.
+        """
+        if not decides and reason is not None:
+            self._limited[rule.key] = reason
+        if rule.concurrency is None and rule.rate is None:
+            self._limited.pop(rule.key, None)
+        if rule.state is TenantState.ACTIVE:
+            return self._limited.get(rule.key)
+        return reason if decides else rule.reason
 
     def _decided(self, key: Hashable) -> None:
         self._carry_out(key)
@@ -422,7 +447,9 @@ class Tenants:
             if (key, part) in self.pending:
                 value, reason = self.pending[key, part]
                 chosen: Any = TenantState(value or TenantState.ACTIVE) if part == "state" else value
-                rule = replace(rule, **{part: chosen}, reason=rule.reason if reason is None else reason)
+                rule = replace(rule, **{part: chosen})
+                if reason is not None and (rule.state is TenantState.ACTIVE or part not in LIMITS):
+                    rule = replace(rule, reason=reason)
         return rule
 
     def _in_loop(self, work: Callable[[Hashable], None], key: Hashable) -> None:
@@ -457,12 +484,14 @@ class Tenants:
         if key in self._probing:
             cap = 1
         pace = self._pace(key, rule.rate)
+        # A rate is of starts: what goes to another queue starts nothing, and need not wait for one.
+        exempt = self._consumer.is_sent_away if pace is not None and rule.state in _SENT_AWAY else None
         # First the scheduler, then the messages: one that is woken must already find the new rule.
-        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap)
+        self._consumer.scheduler.control(key, paused=paused, pace=pace, cap=cap, exempt=exempt)
         self._consumer.decided(key, paused=paused)
 
     def _pace(self, key: Hashable, rate: float | None) -> Pace | None:
-        """Return the tenant's bucket: the same one while its rate stays, or every other decision would fill it up."""
+        """Return the tenant's bucket. No decision about it fills it up, nor does another rate."""
         member = self._member
         if member is not None:
             rate = member.ledger.rate_of(key)
@@ -471,7 +500,10 @@ class Tenants:
             self._paces.pop(key, None)
             return None
         if pace is None or pace.rate != rate:
-            pace = self._paces[key] = Pace(rate) if member is None else member.pace_of(key, rate)
+            earlier, pace = pace, Pace(rate) if member is None else member.pace_of(key, rate)
+            if earlier is not None:
+                pace.follow(earlier)
+            self._paces[key] = pace
         return pace
 
     def _figures(self, key: Hashable) -> LaneStatistics:

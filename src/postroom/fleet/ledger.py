@@ -162,6 +162,11 @@ class Ledger:
         entry.tokens -= 1
         return True
 
+    def give_back(self, tenant: Hashable) -> None:
+        """Give a start back that was none. It lapses when it would have if it had not been taken."""
+        if (entry := self._entries.get(tenant)) is not None:
+            entry.tokens += 1
+
     def _meet(self, tenant: Hashable) -> Entry:
         entry = self._entries[tenant] = Entry(name_or_none(tenant))
         self._set_limits(tenant, entry)

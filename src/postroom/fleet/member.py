@@ -440,19 +440,32 @@ class LedgerBounds:
 class _FleetPace(Pace):
     """Meters a tenant's starts: as many as the store granted until the next exchange."""
 
-    __slots__ = ("_member", "_tenant")
+    __slots__ = ("_granted", "_member", "_tenant")
 
     def __init__(self, member: Member, tenant: Hashable, rate: float) -> None:
         super().__init__(rate)
         self._member = member
         self._tenant = tenant
+        self._granted = False
+        """Whether the last start that was taken was one of those that the store granted."""
 
     def take(self, now: float, part: float = 1.0) -> float:
         """Take a start and return 0.0; or take none, and return the seconds until there may be one."""
         ledger = self._member.ledger
         if ledger.take(self._tenant, now):
+            self._granted = True
             return 0.0
         if ledger.is_gone(now) and ledger.fleet.fallback != "stop":
             replicas = max(1, ledger.replicas) if ledger.fleet.fallback == "share" else 1
-            return super().take(now, part / replicas)
+            pause = super().take(now, part / replicas)
+            if not pause:
+                self._granted = False
+            return pause
         return ledger.fleet.tick
+
+    def give_back(self) -> None:
+        """Give a start back that was none."""
+        if self._granted:
+            self._member.ledger.give_back(self._tenant)
+        else:
+            super().give_back()

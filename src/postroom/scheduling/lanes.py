@@ -319,8 +319,8 @@ class Scheduler(Generic[T]):
             if lane.running >= lane.cap:
                 continue
             # Last of all conditions: a permission taken from the pace has to be used.
-            pace = None if lane.control is None else lane.control.pace
-            if pace is not None and (pause := pace.take(now)):
+            control = lane.control
+            if control is not None and (pause := self._pause_of(lane.waiting[0], control, now)):
                 self._sleep(lane, now, now + pause)
                 continue
             ticket = lane.waiting.popleft()
@@ -331,6 +331,25 @@ class Scheduler(Generic[T]):
                 self._line(lane)
             return ticket
         return None
+
+    @staticmethod
+    def _pause_of(ticket: T, control: Control, now: float) -> float:
+        """Take a permission for a ticket from its tenant's pace; or return the seconds until there is one."""
+        pace = control.pace
+        if pace is None or (control.exempt is not None and control.exempt(ticket)):
+            return 0.0
+        pause = pace.take(now)
+        ticket.paced = not pause
+        return pause
+
+    def unspend(self, ticket: T) -> None:
+        """Give the permission back that a ticket's slot has taken from its tenant's pace: nothing started in it."""
+        lane = ticket.lane
+        if ticket.paced and lane is not None and lane.control is not None and lane.control.pace is not None:
+            lane.control.pace.give_back()
+            if lane.asleep_until is not None:  # the next of the lane may have found none left
+                self._wake(lane)
+        ticket.paced = False
 
     def finish(self, ticket: T, seconds: float | None = None) -> None:
         """Strike a ticket off: its slot goes to the next. Idempotent.
@@ -473,11 +492,15 @@ class Scheduler(Generic[T]):
         paused: bool = False,
         pace: Pace | None = None,
         cap: int | None = None,
+        exempt: Callable[[T], bool] | None = None,
         now: float = 0.0,
     ) -> None:
-        """Pause a tenant, let it go on at a pace, or with a cap of its own. It stays until it is said otherwise."""
+        """Pause a tenant, let it go on at a pace, or with a cap of its own. It stays until it is said otherwise.
+
+        ``exempt`` says which of its tickets need no permission from the pace.
+        """
         self._seats = False
-        control = Control(paused, pace, cap) if paused or pace is not None or cap is not None else None
+        control = Control(paused, pace, cap, exempt) if paused or pace is not None or cap is not None else None
         if control is None:
             self._controls.pop(tenant, None)
         else:

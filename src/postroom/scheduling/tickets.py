@@ -1,7 +1,7 @@
 """What the scheduler keeps: tickets, the lane of each tenant, and message groups."""
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, Protocol
@@ -41,6 +41,8 @@ class Ticket(msgspec.Struct, eq=False):
     lane: "Lane[Any] | None" = None
     charge: float = 0.0
     """The seconds that its lane was charged for it when it got its slot."""
+    paced: bool = False
+    """Whether its slot took a permission from its tenant's pace, which is given back if nothing starts in it."""
 
     def is_again(self, earlier: "Ticket") -> bool:  # noqa: ARG002 - for what is derived from it
         """Whether this is the same work as an earlier ticket's, which has come again."""
@@ -115,7 +117,7 @@ class Lane(Generic[T]):
 
 
 class Pace:
-    """A token bucket: at most ``rate`` grants per second in the long run, at most ``burst`` at once."""
+    """A token bucket: at most ``rate`` starts per second in the long run, at most ``burst`` at once."""
 
     __slots__ = ("_at", "_burst", "_tokens", "rate")
 
@@ -139,6 +141,15 @@ class Pace:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / rate
+
+    def give_back(self) -> None:
+        """Give a token back: nothing started with it."""
+        self._tokens = min(self._burst, self._tokens + 1.0)
+
+    def follow(self, earlier: "Pace") -> None:
+        """Take the place of another one of the same tenant, with no more tokens than that one has left."""
+        # Of its own class: nothing else may know what is left.
+        self._tokens, self._at = min(self._burst, earlier._tokens), earlier._at  # noqa: SLF001
 
 
 class Bound:
@@ -174,6 +185,8 @@ class Control:
     paused: bool = False
     pace: Pace | None = None
     cap: int | None = None
+    exempt: Callable[[Any], bool] | None = None
+    """Says which of its tickets start nothing that its pace is for; None: none of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
     Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
     Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
-    Mutant("pauses nothing in its own queue", swap(Core, "_is_sent_away", _sent_away), 300_000_148, "breaker"),
+    Mutant("pauses nothing in its own queue", swap(Core, "is_sent_away", _sent_away), 300_000_148, "breaker"),
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
     Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(

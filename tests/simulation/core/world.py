@@ -972,6 +972,10 @@ class World:
     def unavailable(self, tenant: Hashable) -> None:
         """Nothing asks for it here."""
 
+    def is_sent_away(self, job: Job) -> bool:
+        """Whether a message goes to another queue."""
+        return self.core.is_sent_away(job)
+
     def decide(self, tenant: int, name: str, **arguments: Any) -> None:
         """Pause, resume, limit or quarantine a tenant."""
         self.note(name, tenant)

@@ -69,7 +69,7 @@ def test_it_is_looked_at_often_enough_however_short_its_timeout_is(timeout: int)
         world.send_orders("1")
         await asyncio.sleep(2 * timeout)
 
-    assert reasons(scenario, visibility=Visibility(timeout=timeout)) == [f"{NO_LONGER}its tenant cannot run"]
+    assert reasons(scenario, visibility=Visibility(timeout=timeout)) == [f"{NO_LONGER}its tenant is paused"]
 
 
 @pytest.mark.parametrize(

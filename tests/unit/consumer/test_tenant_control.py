@@ -145,6 +145,157 @@ def test_other_decisions_do_not_fill_the_bucket_up() -> None:
     assert 20 <= in_world(scenario) <= 22
 
 
+def test_a_handler_that_pauses_its_tenant_is_the_last_that_starts() -> None:
+    """Also before those that got their slots together with it; they wait, in order, and cost no attempt."""
+
+    async def scenario(world: World) -> tuple[list[str], int, list[str], list[int]]:
+        world.create()
+        seen: list[str] = []
+        attempts: list[int] = []
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+            seen.append(order.order_id)
+            attempts.append(ctx.attempt)
+            if len(seen) == 1:
+                orders.tenants.pause(A, reason="its database answers nonsense")
+            await asyncio.sleep(1)
+
+        world.send_orders(*map(str, range(8)), tenant="a")
+        async with orders:
+            await asyncio.sleep(5)
+            before, waiting = list(seen), orders.tenants[A].waiting
+            orders.tenants.resume(A)
+            await asyncio.sleep(5)
+            return before, waiting, sorted(seen), attempts
+
+    before, waiting, seen, attempts = in_world(scenario)
+    assert len(before) == 1
+    assert waiting == 7
+    assert seen == [str(number) for number in range(8)]
+    assert attempts == [1] * 8
+
+
+def test_a_pause_holds_while_a_body_is_fetched() -> None:
+    """A message that was taken out of its envelope meanwhile does not start."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        seen: list[str] = []
+
+        async def slowly(message: Message) -> Message:
+            await asyncio.sleep(1)
+            return message
+
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client, unwrap=slowly)
+
+        @orders.handler
+        async def record(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            seen.append(order.order_id)
+
+        world.send_orders("1", tenant="a")
+        async with orders:
+            await asyncio.sleep(0.5)
+            orders.tenants.pause(A)
+            await asyncio.sleep(5)
+            paused = len(seen)
+            orders.tenants.resume(A)
+            await asyncio.sleep(5)
+            return paused, len(seen)
+
+    assert in_world(scenario) == (0, 1)
+
+
+def test_another_rate_does_not_fill_the_bucket_up() -> None:
+    """A program that follows a database's load sets a rate each second: that is no second burst each time."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        starts: list[float] = []
+        orders = starts_of(world, starts)
+        world.send_orders(*map(str, range(1_000)), tenant="a")
+        async with orders:
+            for number in range(30):
+                orders.tenants.limit(A, rate=10 + number % 2)
+                await asyncio.sleep(1)
+            return len(starts)
+
+    assert 10 * 30 <= in_world(scenario) <= 11 * 31
+
+
+def test_an_open_counts_as_no_start() -> None:
+    """Where each message finds its tenant's resources closed, as many start as the rate says, and at their time."""
+
+    async def scenario(world: World) -> tuple[list[float], int]:
+        world.create()
+        starts: list[float] = []
+        databases = Databases()
+        pool = ResourcePool(databases, limits=PoolLimits(idle=2))
+        orders = starts_of(world, starts, resources=pool)
+        orders.tenants.limit(A, rate=0.1)
+        world.send_orders(*map(str, range(50)), tenant="a")
+        async with orders:
+            await asyncio.sleep(100)
+            return starts, len(databases.made)
+
+    starts, opens = in_world(scenario)
+    assert starts == pytest.approx([10 * place for place in range(len(starts))], abs=0.1)
+    assert len(starts) == opens == 10
+
+
+@pytest.mark.parametrize("how", ["divert", "quarantine"])
+def test_a_rate_keeps_nothing_back_that_is_sent_away(how: str) -> None:
+    """A flooded tenant is limited first and diverted then: its backlog starts no handler, and leaves at once."""
+
+    async def scenario(world: World) -> tuple[int, int, int]:
+        world.create(dead_letters="dead")
+        world.create("aside")
+        starts: list[float] = []
+        orders = starts_of(world, starts)
+        orders.tenants.limit(A, rate=0.01)
+        world.send_orders(*map(str, range(100)), tenant="a")
+        async with orders:
+            await asyncio.sleep(5)
+            if how == "divert":
+                orders.tenants.divert(A, queue="aside", reason="backlog")
+            else:
+                orders.tenants.quarantine(A, reason="corrupt import")
+            await asyncio.sleep(10)
+            left = sum(world.counts())
+            orders.tenants.resume(A)
+            world.send_orders("one more", tenant="a")
+            await asyncio.sleep(5)
+            return len(starts), left, world.counts("aside" if how == "divert" else "dead")[0]
+
+    assert in_world(scenario) == (1, 0, 99)  # the rate holds again after that
+
+
+def test_a_rate_holds_in_the_queue_that_its_tenant_is_diverted_to() -> None:
+    """One consumer of both queues: what comes from elsewhere goes there at once, and starts there at the rate."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        world.create("aside")
+        starts: list[float] = []
+        orders: Consumer[Tenant] = Consumer(queues=["orders", "aside"], context=Tenant, client=world.client)
+
+        @orders.handler
+        async def record(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+            starts.append(asyncio.get_running_loop().time())
+
+        orders.tenants.limit(A, rate=1)
+        orders.tenants.divert(A, queue="aside", reason="backlog")
+        world.send_orders(*map(str, range(100)), tenant="a")
+        async with orders:
+            await asyncio.sleep(50)
+            return len(starts), sum(world.counts("orders"))
+
+    started, left = in_world(scenario)
+    assert 45 <= started <= 51
+    assert left == 0
+
+
 def test_a_noisy_tenant_with_a_rate_takes_no_room_from_others() -> None:
     """Its backlog waits or is deferred; another tenant's messages are handled as they come."""
 

@@ -95,6 +95,74 @@ def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() 
     assert in_world(scenario) == "being migrated"
 
 
+async def reason_in(world: World) -> str | None:
+    """Return the reason of the one dead letter."""
+    [letter] = await world.broker.receive("dead")
+    return letter.message_attributes["postroom.reason"].string_value
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"), [("database move", "paused: database move"), (None, "paused"), ("rate", "limited to 0.001 st")]
+)
+@pytest.mark.parametrize("end", ["stop", "retention"])
+def test_a_dead_letter_names_the_decision_that_kept_it(end: str, reason: str | None, said: str) -> None:
+    """An operator who finds it later may not know that its tenant was paused."""
+
+    async def scenario(world: World) -> str | None:
+        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="120")
+        diary = Diary(world)
+        if reason == "rate":
+            diary.tenants.limit(A, rate=0.001)
+        else:
+            diary.tenants.pause(A, reason=reason)
+        world.send_orders(*(["1", "2"] if reason == "rate" else ["1"]), tenant="a")
+        async with diary.consumer:
+            await asyncio.sleep(2 if end == "stop" else 110)
+        return await reason_in(world)
+
+    text = in_world(scenario)
+    assert text is not None
+    begin = "not tried: its retention period is nearly over and"
+    if end == "stop":
+        begin = "the consumer stopped, at its last receive, not tried by this consumer;"
+    assert text.startswith(f"{begin} its tenant is {said}")
+
+
+@pytest.mark.parametrize("how", ["quarantine", "divert"])
+def test_a_limit_takes_no_reason_from_what_is_sent_away(how: str) -> None:
+    """Dead letters carry the reason of the quarantine; that of the limit is shown when only the limit is left."""
+
+    async def scenario(world: World) -> tuple[str | None, str | None, str | None]:
+        world.create(dead_letters="dead")
+        diary = Diary(world)
+        async with diary.consumer:
+            if how == "quarantine":
+                diary.tenants.quarantine(A, reason="corrupt import")
+            else:
+                diary.tenants.divert(A, queue="dead", reason="corrupt import")
+            diary.tenants.limit(A, rate=5, reason="its database is slow")
+            world.send_orders("1", tenant="a")
+            await asyncio.sleep(2)
+            [letter] = await world.broker.receive("dead")
+            decided = diary.tenants[A].reason
+            diary.tenants.resume(A)
+            return letter.message_attributes["postroom.reason"].string_value, decided, diary.tenants[A].reason
+
+    said, decided, limited = in_world(scenario)
+    assert said is not None
+    assert said.removeprefix("diverted to dead: ") == decided == "corrupt import"
+    assert limited == "its database is slow"
+
+
+def test_the_reason_of_a_limit_goes_with_the_limit() -> None:
+    """A limit of another day does not tell of it."""
+    tenants = Consumer("orders", context=Tenant).tenants
+    tenants.limit(A, rate=5, reason="its database is slow")
+    tenants.limit(A, rate=None)
+    tenants.limit(A, concurrency=2)
+    assert tenants[A].reason is None
+
+
 def test_a_concurrency_limit_applies_at_once_and_can_be_lifted() -> None:
     """From then on no more than so many start; None restores the default."""
 
@@ -164,6 +232,41 @@ def test_drain_that_takes_too_long_says_so() -> None:
             return diary.tenants[A].state
 
     assert in_world(scenario) is TenantState.PAUSED
+
+
+def test_a_drain_that_a_resume_called_off_says_so() -> None:
+    """At once: its handlers start again, and nothing may be moved because one moment was quiet."""
+
+    async def scenario(world: World) -> tuple[float, TenantState]:
+        world.create()
+        diary = Diary(world)
+        world.send_orders(*map(str, range(100)), tenant="a", seconds=3)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            asyncio.get_running_loop().call_later(1, diary.tenants.resume, A)
+            with pytest.raises(ConfigurationError, match="a:eu-west-1 was not drained: it was resumed"):
+                await diary.tenants.drain(A)
+            return asyncio.get_running_loop().time(), diary.tenants[A].state
+
+    when, state = in_world(scenario)
+    assert when == pytest.approx(2, abs=0.2)
+    assert state is TenantState.ACTIVE
+
+
+def test_a_drain_ends_where_its_tenant_is_put_in_quarantine_meanwhile() -> None:
+    """Nothing of it starts then, either."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead")
+        diary = Diary(world)
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
+        async with diary.consumer:
+            await asyncio.sleep(1)
+            asyncio.get_running_loop().call_later(1, lambda: diary.tenants.quarantine(A, reason="corrupt import"))
+            await diary.tenants.drain(A)
+            return diary.tenants[A].running
+
+    assert in_world(scenario) == 0
 
 
 def test_decisions_may_come_from_another_thread() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Fleet, Polling, TenantState
+from postroom import Concurrency, Fleet, Polling, PoolLimits, ResourcePool, TenantState
 from postroom.events import Event, FleetReachable, FleetUnreachable
 from postroom.fleet import Decisions
 from support.fleet import Diary, FaultyState, replica
-from support.world import Tenant, World, in_world
+from support.world import Databases, Tenant, World, in_world
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -379,6 +379,73 @@ def test_a_rate_holds_over_all_replicas(rate: float) -> None:
     assert rate * 20 * 0.8 - 1 <= len(starts) <= rate * (20 + 4) + 3
     for at in starts[:: max(1, len(starts) // 50)]:
         assert sum(at <= other < at + 5.0 for other in starts) <= rate * (5 + 4) + 3
+
+
+def test_a_limit_takes_no_reason_from_a_quarantine_of_the_fleet() -> None:
+    """Neither where it was decided nor elsewhere, nor while the store is gone."""
+
+    async def scenario(world: World) -> list[str | None]:
+        world.create(dead_letters="dead")
+        diary, state = Diary(), FaultyState()
+        one, two = (replica(world, diary, Fleet(state), name) for name in ("one", "two"))
+        found: list[str | None] = []
+        async with one, two:
+            one.tenants.quarantine(A, reason="corrupt import")
+            await asyncio.sleep(3)
+            state.gone = True
+            two.tenants.limit(A, rate=5, reason="its database is slow")
+            found.append(two.tenants[A].reason)
+            await asyncio.sleep(3)
+            state.gone = False
+            await asyncio.sleep(30)
+            found += [each.tenants[A].reason for each in (one, two)]
+            one.tenants.resume(A)
+            await asyncio.sleep(5)
+            return found + [each.tenants[A].reason for each in (one, two)]
+
+    assert in_world(scenario) == ["corrupt import"] * 3 + ["its database is slow"] * 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_open_counts_as_no_start_in_the_fleet(lost: bool) -> None:
+    """Each message finds its tenant's resources closed; also by the part of the rate when the store is gone."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        world.send_orders(*map(str, range(100)), tenant="a")
+        pool = ResourcePool(Databases(), limits=PoolLimits(idle=2))
+        async with replica(world, diary, Fleet(state, rate=0.1), resources=pool):
+            await asyncio.sleep(1)
+            state.gone = lost
+            await asyncio.sleep(200)
+            return len(diary.starts)
+
+    assert 19 <= in_world(scenario) <= 22
+
+
+@pytest.mark.parametrize("how", ["divert", "quarantine"])
+def test_a_rate_of_the_fleet_keeps_nothing_back_that_is_sent_away(how: str) -> None:
+    """Its backlog starts no handler, and leaves from every replica at once."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=5)
+        world.create("aside")
+        diary, state = Diary(), FaultyState()
+        replicas = [replica(world, diary, Fleet(state, rate=0.01), name) for name in ("one", "two")]
+        world.send_orders(*map(str, range(100)), tenant="a")
+        async with AsyncExitStack() as stack:
+            for each in replicas:
+                await stack.enter_async_context(each)
+            await asyncio.sleep(5)
+            if how == "divert":
+                replicas[0].tenants.divert(A, queue="aside", reason="backlog")
+            else:
+                replicas[0].tenants.quarantine(A, reason="corrupt import")
+            await asyncio.sleep(30)
+            return len(diary.starts), world.counts("aside" if how == "divert" else "dead")[0]
+
+    assert in_world(scenario) == (1, 99)
 
 
 def test_each_outage_of_the_store_leaves_each_replica_its_part_of_a_rate() -> None:
