@@ -121,6 +121,15 @@ def has_to_leave(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
     return ends_the_program(error)
 
 
+def goes_on() -> bool:
+    """Return whether a loop that calls foreign code goes on: asked each time, since it may swallow a cancellation.
+
+    ``asyncio.wait_for`` of Python 3.11 does: it returns its result, and no error tells of the cancellation.
+    """
+    task = asyncio.current_task()
+    return task is None or not task.cancelling()
+
+
 def runs_as(task: asyncio.Task[Any] | None) -> bool:
     """Return whether this code runs as that task, as opposed to being closed from outside."""
     try:

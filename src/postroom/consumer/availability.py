@@ -357,15 +357,21 @@ class Availability:
             self._hints.found_down(obstacle.name, _shown(error), pause, now)
         return Wait(obstacle, now + pause)
 
-    def undiverted(self, job: Job, queue: str, error: BaseException, now: float) -> Wait:
-        """Note that the queue that a tenant is diverted to took nothing. Returns until when the tenant waits."""
+    def undiverted(self, job: Job, queue: str | None, error: BaseException, now: float) -> Wait:
+        """Note that the queue that a tenant's messages go to took nothing. Returns until when the tenant waits.
+
+        ``queue`` is where it is diverted to; None for the dead-letter queue, in a quarantine.
+        """
         obstacle = Obstacle(ObstacleKind.DIVERSION, job.tenant)
-        if self._note(obstacle, f"queue {display_key(queue)} takes nothing: {_shown(error)}", now):
+        what, where = "in quarantine", "the dead-letter queue"
+        if queue is not None:
+            what, where = f"diverted to {display_key(queue)}", f"queue {display_key(queue)}"
+        if self._note(obstacle, f"{where} takes nothing: {_shown(error)}", now):
             text = (
-                "Tenant %s is diverted to %s, which takes nothing; its messages wait (first: %s): %s. Correct that, "
+                "Tenant %s is %s, and %s takes nothing; its messages wait (first: %s): %s. Correct that, "
                 "divert it to another queue, or resume it"
             )
-            arguments = (display_key(job.tenant), display_key(queue), job.message.id, _shown(error))
+            arguments = (display_key(job.tenant), what, where, job.message.id, _shown(error))
             _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
         return Wait(obstacle, now + self._pause_after(obstacle, _shown(error), now))
 
@@ -373,7 +379,7 @@ class Availability:
         """Note that a message went where its tenant is diverted. Returns what is over, if it had not worked."""
         outage = self.known_outages.get(Obstacle(ObstacleKind.DIVERSION, tenant)) if self.known_outages else None
         if outage is not None:
-            text = "Messages of tenant %s go where it is diverted again, after %.1f s"
+            text = "Messages of tenant %s are sent away again, after %.1f s"
             arguments = (display_key(tenant), now - outage.since)
             _log.warning(text, *arguments, extra=about(tenant=tenant, step=Step.DEAD_LETTER))
         return self.decided(tenant)

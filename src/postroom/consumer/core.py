@@ -433,8 +433,11 @@ class Core:
         self._wait(job, wait, now)
         return idle
 
-    def undiverted(self, job: Job, queue: str, error: BaseException, now: float) -> None:
-        """Note that the queue that its tenant is diverted to did not take a message: it waits, or is deferred."""
+    def undiverted(self, job: Job, queue: str | None, error: BaseException, now: float) -> None:
+        """Note that the queue that its tenant's messages go to did not take one: it waits, or is deferred.
+
+        ``queue`` is where it is diverted to; None for the dead-letter queue, in a quarantine.
+        """
         self._wait(job, self.availability.undiverted(job, queue, error, now), now)
 
     def diverted(self, job: Job, now: float) -> bool:

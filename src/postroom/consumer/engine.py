@@ -14,6 +14,7 @@ from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
 from postroom.consumer.standstill import Standstill
+from postroom.errors import QueueNotFound
 from postroom.events import Event, ResourceOpened
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
@@ -357,9 +358,10 @@ class Engine:
         return taken
 
     async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
-        """Send a message to another queue. Returns why that was not possible; never raises."""
+        """Send a message where its tenant's messages go. Returns why that was not possible; never raises."""
         # Not logged: a diversion is one decision of an operator, which is logged where it is made.
-        return (await self._send(job, reason, to))[1]
+        taken, error = await self._send(job, reason, to)
+        return error if taken or error is not None else QueueNotFound("there is no such queue any longer")
 
     async def _send(self, job: Job, reason: str, to: DeadLetters | None = None) -> tuple[bool, BaseException | None]:
         """Send a message to another queue. Returns whether it was taken, and what a transport raised, if it did."""

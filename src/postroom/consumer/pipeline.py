@@ -44,7 +44,7 @@ from postroom.message import Message
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.resources.failures import is_of_server
-from postroom.settlement import backoff
+from postroom.settlement import DeadLetters, backoff
 from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
@@ -54,7 +54,7 @@ Decode = Callable[[Message], Any]
 
 
 class _Quarantined(Reject):
-    """The message's tenant is in quarantine. Where there is no dead-letter queue it stays in its own."""
+    """The message's tenant is in quarantine: it goes to the dead-letter queue, and stays where there is none."""
 
 
 class _Diverted(PostroomError):
@@ -341,7 +341,7 @@ class Pipeline:
             case Retry() | Reject() | Drop():
                 await self._obey(job, error)
             case _Diverted():
-                await self._divert(job, error)
+                await self._send_away(job, error, str(error), job.source.diversions.to(error.queue))
             # Before the other cases of `ContextError`: it is an instruction in an error's clothes.
             case ContextError(__cause__=(Retry() | Reject() | Drop()) as instruction):
                 await self._obey(job, instruction)  # of the resolver, or of an envelope
@@ -471,8 +471,12 @@ class Pipeline:
         reason = _reason_of(instruction)
         if self._was_settled(job, "rejected", reason):
             return
+        redrive = job.source.facts.redrive
+        if redrive is not None and isinstance(instruction, _Quarantined):
+            await self._send_away(job, instruction, reason, job.source.settler.dead_letters)
+            return
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
-        if job.source.facts.redrive is not None or not job.source.facts.known:
+        if redrive is not None or not job.source.facts.known:
             if job.group is None:  # no slot is held while the dead-letter queue takes it
                 self._core.reject(job, reason, self._backoff(job, instruction))
                 self._engine.act()
@@ -499,26 +503,36 @@ class Pipeline:
         self._give_group_back(job)
         return True
 
-    async def _divert(self, job: Job, diverted: _Diverted) -> None:
-        """Move the message to the queue that its tenant is diverted to; where that is not possible it waits."""
-        queue, reason = diverted.queue, diverted.reason
-        target = job.source.diversions.to(queue)
-        error, now = await self._engine.divert(job, str(diverted), target), self._time()
+    async def _send_away(
+        self, job: Job, instruction: _Diverted | _Quarantined, reason: str, target: DeadLetters
+    ) -> None:
+        """Move the message to the queue that its tenant's messages go to; where that is not possible it waits."""
+        queue = instruction.queue if isinstance(instruction, _Diverted) else None
+        error, now = await self._engine.divert(job, reason, target), self._time()
         if error is None:
+            if queue is None:
+                self._engine.rejections.sent(job, reason)
             if self._core.diverted(job, now):
                 self._engine.recall_soon()
             self._give_group_back(job)
         elif not job.source.settler.ours(job):
             self._give_group_back(job)
-        elif self._tenants.diverted(job.tenant) != (queue, reason):  # decided meanwhile
+        elif not self._stands(job, instruction):  # decided meanwhile
             self._core.put_back(job, now)
             self._engine.act()
         elif isinstance(error, InvalidRequest) and target.works:  # it takes others: this one it will never take
-            self._engine.rejections.failed(job, str(diverted), error, diverted=True)
-            self._retry(job, _Diverted(queue, f"{reason}; {in_words(error)}"))
+            self._engine.rejections.failed(job, reason, error, diverted=queue is not None)
+            why = f"{instruction.reason}; {in_words(error)}"
+            self._retry(job, instruction if queue is None else _Diverted(queue, why))
         else:
             self._core.undiverted(job, queue, error, now)
             self._engine.act()
+
+    def _stands(self, job: Job, instruction: _Diverted | _Quarantined) -> bool:
+        """Whether what was decided about a message's tenant is still so."""
+        if isinstance(instruction, _Diverted):
+            return self._tenants.diverted(job.tenant) == (instruction.queue, instruction.reason)
+        return self._tenants.quarantined_because(job.tenant) == instruction.reason
 
     def _settle_failure(self, job: Job, error: BaseException) -> None:
         match self._ack_mode:

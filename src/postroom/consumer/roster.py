@@ -14,7 +14,7 @@ from postroom.consumer.statistics import QueueStatistics
 from postroom.errors import ConfigurationError, ServiceUnavailable, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import log_error
-from postroom.tasks import Tasks, has_to_leave
+from postroom.tasks import Tasks, goes_on, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
 _log = Log("postroom.consumer", Step.START)
@@ -98,7 +98,7 @@ class Roster:
         """Keep up with the list, until cancelled."""
         time = self._tasks.time
         due = time() + self._queues.every
-        while True:
+        while goes_on():
             left = max(0.0, due - time())
             left = min(left, _LEAVING) if self._leaving else left
             if self._opening:

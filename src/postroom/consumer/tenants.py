@@ -253,7 +253,7 @@ class Tenants:
         trouble = None if self._consumer is None else self._consumer.unavailable(key)
         if trouble is not None and rule.state is TenantState.ACTIVE:
             rule = replace(rule, state=TenantState.UNAVAILABLE, reason=trouble[0], since=trouble[1])
-        elif trouble is not None and rule.state is TenantState.DIVERTED:
+        elif trouble is not None and rule.state in _SENT_AWAY:
             rule = replace(rule, reason=f"{rule.reason}; {trouble[0]}", since=trouble[1])
         return replace(
             rule,

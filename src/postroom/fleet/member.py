@@ -23,7 +23,7 @@ from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.fleet.valkey import ValkeyState
 from postroom.log_fields import Log, Step, about
 from postroom.scheduling import Pace
-from postroom.tasks import Tasks, has_to_leave
+from postroom.tasks import Tasks, goes_on, has_to_leave
 
 _log = Log("postroom.fleet", Step.FLEET)
 
@@ -130,7 +130,7 @@ class Member:
         task = asyncio.current_task()
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=_CLOSING)
         # A store that does not answer would only delay the stop.
         if self._holds and self.ledger.exchanges and not self.ledger.failures:
             sent = self.ledger.leave(self._time())
@@ -158,7 +158,7 @@ class Member:
         self._holds = holds
 
     async def _run(self) -> None:
-        while True:
+        while goes_on():
             await self._sleep()
             now = self._time()
             self._look_at_fallback(now)

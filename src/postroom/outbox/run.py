@@ -13,7 +13,7 @@ from postroom.outbox.rounds import Pauses, Rounds
 from postroom.outbox.stores import NoOutbox
 from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool, display_key
-from postroom.tasks import Home, Tasks
+from postroom.tasks import Home, Tasks, goes_on
 from postroom.types import C
 
 _log = Log("postroom.outbox", Step.SEND)
@@ -123,7 +123,7 @@ class Run(Generic[C]):
 
     async def _feed(self) -> None:
         since, told, time = 0.0, "", asyncio.get_running_loop().time
-        while True:
+        while goes_on():
             try:
                 async with asyncio.timeout(ANSWER):
                     found = await self._tenants()

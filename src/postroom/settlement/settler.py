@@ -119,7 +119,8 @@ class Settler(Generic[D]):
         self._tasks = tasks
         self._time = tasks.time
         self._listener: Listener[Any] = listener
-        self._dead_letters = dead_letters
+        self.dead_letters: DeadLetters = dead_letters
+        """Where rejected messages go."""
         self._observers = observers
         self._kind = kind
         self._held: dict[str, D] = {}
@@ -321,7 +322,7 @@ class Settler(Generic[D]):
         Raises:
             PostroomError: the dead-letter queue could not be opened, or did not take it. Nothing was decided then.
         """
-        target = self._dead_letters if to is None else to
+        target = self.dead_letters if to is None else to
         if not target.exists:
             self._nowhere.add("they count as failed", delivery.message.id, delivery.tenant)
             return False
@@ -330,7 +331,7 @@ class Settler(Generic[D]):
 
     async def drain(self) -> None:
         """Send everything that was decided, and wait for the answers."""
-        batchers = (self._dead_letters.letters, self._deletes, self._changes)
+        batchers = (self.dead_letters.letters, self._deletes, self._changes)
         for batcher in batchers:
             batcher.hasten()
         try:
@@ -354,7 +355,7 @@ class Settler(Generic[D]):
         # an answer.
         self._closed = True
         try:
-            await self._dead_letters.abandon()
+            await self.dead_letters.abandon()
             left = [*await self._deletes.cancel(), *await self._changes.cancel()]
             if left:
                 text = "Gave up what was decided about %s of %s: not confirmed in time. They come back: %s"

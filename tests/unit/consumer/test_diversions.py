@@ -60,16 +60,18 @@ def run(scenario: Callable[[Site], Awaitable[Any]], **options: Any) -> Any:
     return in_world(main)
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: list[float]) -> Callable[[], None]:
-    """Let every send to the queue ``aside`` fail, and note when. Returns what ends that."""
+def fails(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, calls: list[float], *, queue: str = "aside"
+) -> Callable[[], None]:
+    """Let every send to a queue fail, and note when. Returns what ends that."""
     send = MemoryQueue.send
     broken = [True]
 
-    async def failing(queue: MemoryQueue, messages: Sequence[OutgoingMessage]) -> Any:
-        if queue.info.name == "aside" and broken:
+    async def failing(target: MemoryQueue, messages: Sequence[OutgoingMessage]) -> Any:
+        if target.info.name == queue and broken:
             calls.append(asyncio.get_running_loop().time())
             raise error
-        return await send(queue, messages)
+        return await send(target, messages)
 
     monkeypatch.setattr(MemoryQueue, "send", failing)
     return broken.clear
@@ -96,7 +98,7 @@ def test_messages_wait_until_the_queue_exists(receives: int, caplog: pytest.LogC
     assert status.state is TenantState.DIVERTED
     assert status.reason.startswith("backlog; queue aside takes nothing: ")
     assert status.since == pytest.approx(3600, abs=1)
-    begin, end = [each for each in caplog.records if "takes nothing" in each.msg or "where it is diverted" in each.msg]
+    begin, end = [each for each in caplog.records if "takes nothing" in each.msg or "are sent away again" in each.msg]
     assert begin.levelno == logging.ERROR
     assert "takes nothing; its messages wait" in begin.getMessage()
     assert (begin.tenant, end.tenant) == ("a:eu-west-1", "a:eu-west-1")  # type: ignore[attr-defined]
@@ -263,3 +265,45 @@ def test_messages_of_the_queue_that_their_tenant_is_diverted_to_meet_its_pauses(
         return tries
 
     assert in_world(scenario) <= 6
+
+
+@pytest.mark.parametrize("receives", [1, 3])
+def test_a_quarantine_waits_while_the_dead_letter_queue_takes_nothing(
+    receives: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No receive is spent on it: once resumed, all are handled, and none is a dead letter without a reason."""
+    mend = fails(monkeypatch, AccessDenied("sqs:SendMessage"), [], queue="dead")
+
+    async def scenario(site: Site) -> tuple[Any, ...]:
+        async with site.orders:
+            site.orders.tenants.quarantine(A, reason="corrupt import")
+            site.world.send_orders(*map(str, range(10)))
+            await asyncio.sleep(60)
+            status = site.orders.tenants[A]
+            site.orders.tenants.resume(A)
+            await asyncio.sleep(600)
+            return status, len(site.handled), sum(site.world.counts("dead"))
+
+    status, handled, dead = run(scenario, receives=receives)
+    mend()
+    assert (handled, dead) == (10, 0)
+    assert status.state is TenantState.QUARANTINED
+    assert status.reason.startswith("corrupt import; the dead-letter queue takes nothing: ")
+    [line] = [each.getMessage() for each in caplog.records if "takes nothing" in each.msg]
+    assert line.startswith("Tenant a:eu-west-1 is in quarantine, and the dead-letter queue takes nothing; its messages")
+
+
+def test_a_quarantine_goes_on_when_the_dead_letter_queue_takes_messages_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes there with the reason."""
+    mend = fails(monkeypatch, AccessDenied("sqs:SendMessage"), [], queue="dead")
+
+    async def scenario(site: Site) -> list[tuple[str, str | None]]:
+        async with site.orders:
+            site.orders.tenants.quarantine(A, reason="corrupt import")
+            site.world.send_orders("1", "2", "3")
+            await asyncio.sleep(60)
+            mend()
+            await asyncio.sleep(60)
+            return await site.contents("dead")
+
+    assert [why for _, why in run(scenario)] == ["corrupt import"] * 3

@@ -366,7 +366,7 @@ def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lo
             await asyncio.sleep(1)
         return await reasons(world)
 
-    assert in_world(scenario) == ["not tried: it could be held no longer and its tenant cannot run"]
+    assert in_world(scenario) == ["not tried: it could be held no longer and its tenant is paused"]
 
 
 class ServerShutsDown(Exception):

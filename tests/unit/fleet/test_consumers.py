@@ -3,14 +3,14 @@
 import asyncio
 import itertools
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
 
 from postroom import Concurrency, Fleet, Polling, PoolLimits, ResourcePool, TenantState
 from postroom.events import Event, FleetReachable, FleetUnreachable
-from postroom.fleet import Decisions
+from postroom.fleet import Answer, Decisions, Request
 from support.fleet import Diary, FaultyState, replica
 from support.world import Databases, Tenant, World, in_world
 
@@ -602,3 +602,27 @@ def test_an_order_that_another_replica_gives_too_ends_for_both(apart: float) -> 
         return sorted(ended)
 
     assert in_world(scenario) == ["one", "three", "two"]
+
+
+class DeafState(FaultyState):
+    """A state with a client that swallows cancellations."""
+
+    async def exchange(self, fleet: str, request: Request) -> Answer:
+        """Exchange, whatever comes meanwhile."""
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.5)
+        return await super().exchange(fleet, request)
+
+
+@pytest.mark.parametrize("after", [3.1, 3.3, 3.5, 3.7, 3.9, 4.1])
+def test_a_stop_ends_although_the_client_of_the_store_swallows_its_cancellation(after: float) -> None:
+    """In the middle of an exchange, or between two."""
+
+    async def scenario(world: World) -> float:
+        world.create()
+        async with replica(world, Diary(), Fleet(DeafState(), per_tenant=3)):
+            await asyncio.sleep(after)
+            began = asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() - began
+
+    assert in_world(scenario) < 5
