@@ -35,6 +35,8 @@ def with_further_hardships(plan: Plan) -> Plan:
     rng = Random(plan.seed ^ 0x57095)  # apart again: the schedules above stay what they are
     if rng.random() < 0.1:
         plan = replace(_stops_at_last_receive(plan, rng), hardships=(*plan.hardships, "stops at the last receive"))
+    elif rng.random() < 0.1:
+        plan = replace(_kept_quarantines(plan, rng), hardships=(*plan.hardships, "quarantines that are kept"))
     return plan
 
 
@@ -232,6 +234,19 @@ def _stops_at_last_receive(plan: Plan, rng: Random) -> Plan:
     for index in range(3):
         plan = with_events(plan, make_event(rng, plan, "stop", index=index, at=rng.uniform(0.1, 6.0)))
     return plan
+
+
+def _kept_quarantines(plan: Plan, rng: Random) -> Plan:
+    """A tenant is in quarantine, and the dead-letter queue takes nothing. All else is well."""
+    start, seconds = rng.uniform(0.0, 3.0), rng.uniform(10.0, 60.0)
+    orders = tuple(replace(each, kind=Kind.WELL) for each in plan.orders)
+    plan = replace(_calm(plan, rng, 0.6), orders=orders, max_receives=rng.choice((1, 2, 3, 5)))
+    options = plan.options | {"concurrency": replace(plan.options["concurrency"], handler_timeout=None)}
+    plan = replace(plan, obstructions=(), deployments=(), raising=(), options=options)
+    tenant = rng.choice(plan.tenants)
+    plan = with_events(plan, *_everywhere(rng, plan, "quarantine", tenant, at=start, seconds=seconds))
+    how = rng.choice((*_FAILS, How.BEYOND))
+    return _obstructed(plan, Obstruction(Operation.SEND, how, 0.0, start + seconds + 5.0, queue="dead"))
 
 
 FURTHER: tuple[tuple[str, Harden], ...] = (

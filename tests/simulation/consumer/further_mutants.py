@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
+from postroom import Reject
 from postroom.consumer import engine
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.facts import QueueFacts
@@ -94,13 +95,26 @@ def _goes_back_behind(arrive: Any) -> Any:
     return mutant
 
 
+def _rejects_in_quarantine(send_away: Any) -> Any:
+    """Send what is in quarantine to the dead-letter queue as any other message, whether or not that takes it."""
+
+    async def mutant(self: Pipeline, job: Job, instruction: Any, reason: str, target: DeadLetters) -> None:
+        if isinstance(instruction, Reject):
+            self._core.reject(job, reason, self._backoff(job, instruction))
+            self._engine.act()
+        else:
+            await send_away(self, job, instruction, reason, target)
+
+    return mutant
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_098, "attempts"),
     Mutant("waits for resources until it is lost", says(Source, "patience", math.inf), 300_000_132, "attempts"),
     Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
     Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
     Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
-    Mutant("pauses nothing in its own queue", swap(Core, "is_sent_away", _sent_away), 300_000_148, "breaker"),
+    Mutant("pauses nothing in its own queue", swap(Core, "is_sent_away", _sent_away), 300_000_577, "breaker"),
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
     Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(
@@ -110,6 +124,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
     Mutant("ends a stop before the next try", says(Scheduler, "startable_before", 0), 300_000_392, "poison"),
+    Mutant("keeps no quarantine", swap(Pipeline, "_send_away", _rejects_in_quarantine), 300_002_210, "attempts"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
 )
 
