@@ -397,7 +397,8 @@ class Engine:
             deferred = deferred or ending.settlement is _DEFERRED
         if deferred:
             if self._leaving:
-                self.call_all_back()
+                # In the next turn: it may just have come again, which takes it off the list of what is away.
+                self.tasks.call_soon(self.call_all_back)
             else:
                 self.recall_soon()  # its obstacle may be over by now
         core.held_bytes = endings[-1].delivery.source.tally.bytes  # of all sources together
