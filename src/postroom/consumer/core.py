@@ -62,6 +62,7 @@ _SURPLUS: Final = (1.0, 5.0)
 
 
 _CANNOT: Final = "its tenant cannot run"
+"""What is told of a message that its tenant keeps from running, where nothing more is known."""
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
@@ -875,10 +876,9 @@ class Core:
     def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
         if job.source.facts.redrive is None:
             return False
-        kept_back = self._tenants.kept_back(job.tenant) if obstacle is _CANNOT else None
         if (outage := self.outage(job.tenant)) is not None and not self._tenants.is_paused(job.tenant):
             obstacle = f"{obstacle}: {without_next_try(outage.cause)}"
-        elif kept_back is not None:
+        elif obstacle == _CANNOT and (kept_back := self._tenants.kept_back(job.tenant)) is not None:
             obstacle = f"its tenant is {kept_back}"
         tried = "not tried again" if job.source.attempts.known(job) else "not tried"
         self.reject(job, f"{tried}: {end} and {obstacle}")

@@ -550,14 +550,11 @@ class Run(Generic[C, R]):
         late = self.core.tried_after(now + _AGAIN, now) if self.scheduler.blocked else []
         if late and now >= self._try_at:
             self._try_at = now + _AGAIN
-            self._try_again(late)
+            if self.pool is not None:
+                self.pool.end_pauses(job.context for job in late if job.problem is None)
+            for job in late:
+                self.engine.retry_now(job.tenant)
         return bool(late) and self._try_at < ends
-
-    def _try_again(self, late: list[Job]) -> None:
-        if self.pool is not None:
-            self.pool.end_pauses(job.context for job in late if job.problem is None)
-        for job in late:
-            self.engine.retry_now(job.tenant)
 
     async def _wait_for_hurry(self) -> None:
         await self._hurry.wait()

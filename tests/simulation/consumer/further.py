@@ -33,10 +33,9 @@ def with_further_hardships(plan: Plan) -> Plan:
     for name, harden in rng.sample(FURTHER, rng.choice((1, 1, 2))):
         plan = replace(harden(plan, rng), hardships=(*plan.hardships, name))
     rng = Random(plan.seed ^ 0x57095)  # apart again: the schedules above stay what they are
-    if rng.random() < 0.1:
-        plan = replace(_stops_at_last_receive(plan, rng), hardships=(*plan.hardships, "stops at the last receive"))
-    elif rng.random() < 0.1:
-        plan = replace(_kept_quarantines(plan, rng), hardships=(*plan.hardships, "quarantines that are kept"))
+    for name, harden in RARE:
+        if rng.random() < 0.1:
+            return replace(harden(plan, rng), hardships=(*plan.hardships, name))
     return plan
 
 
@@ -259,3 +258,8 @@ FURTHER: tuple[tuple[str, Harden], ...] = (
     ("failing diversions", _failing_diversions),
 )
 """Each further hardship."""
+RARE: tuple[tuple[str, Harden], ...] = (
+    ("stops at the last receive", _stops_at_last_receive),
+    ("quarantines that are kept", _kept_quarantines),
+)
+"""What one in ten has beside them, one at most."""

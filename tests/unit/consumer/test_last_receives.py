@@ -183,36 +183,61 @@ def test_a_stop_does_not_wait_for_a_paused_tenant() -> None:
     assert stopped.seconds < 0.5
 
 
-@pytest.mark.parametrize("back_after", [1.0, -0.01])
-def test_in_a_stop_the_tenants_of_a_host_that_is_back_take_no_turns(back_after: float) -> None:
-    """Turns keep the receives going, of which there are none. It is back so long after the stop began, or before."""
+def stop_while_host_is_down(
+    tenants: int,
+    back_after: float,
+    *,
+    before: float,
+    seconds: float = 0.0,
+    backoff: OpenBackoff | None = None,
+    **options: Any,
+) -> Stopped:
+    """Stop a consumer with one message of each tenant at its last receive, all on one host that is down.
+
+    Args:
+        tenants: how many.
+        back_after: seconds from the beginning of the stop until the host is back; below 0 the stop begins when the
+            first message was handled.
+        before: seconds from the beginning of the outage.
+        seconds: that a handler takes.
+        backoff: of the pool.
+        options: of the consumer.
+    """
 
     async def scenario(world: World) -> Stopped:
         world.create(dead_letters="dead", receives=1)
         databases, handled = Databases(), list[str]()
-        names = [f"t{number}" for number in range(8)]
+        names = [f"t{number}" for number in range(tenants)]
         databases.failures |= dict.fromkeys(names, lambda: ConnectionRefusedError("down"))
-        pool: ResourcePool[Tenant, Database] = ResourcePool(databases, host=lambda _tenant: "db-1")
-        options: dict[str, Any] = {"concurrency": Concurrency(total=1), "shutdown": Shutdown(drain=4)}
+        pool: ResourcePool[Tenant, Database] = ResourcePool(
+            databases, host=lambda _tenant: "db-1", backoff=backoff or OpenBackoff()
+        )
         orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **options)
 
         @orders.handler
         async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(seconds)
             handled.append(order.order_id)
 
         loop = asyncio.get_running_loop()
         async with pool, orders:
             for name in names:
                 world.send_orders(name, tenant=name)
-            await asyncio.sleep(5)
+            await asyncio.sleep(before)
             loop.call_later(max(0.0, back_after), databases.failures.clear)
             while back_after < 0 and not handled:
                 await asyncio.sleep(0.01)
             began = loop.time()
         return Stopped(world, handled, began)
 
-    stopped = in_world(scenario, seed=1)
+    return in_world(scenario, seed=1)
+
+
+@pytest.mark.parametrize("back_after", [1.0, -0.01])
+def test_in_a_stop_the_tenants_of_a_host_that_is_back_take_no_turns(back_after: float) -> None:
+    """Turns keep the receives going, of which there are none. It is back so long after the stop began, or before."""
+    few: dict[str, Any] = {"concurrency": Concurrency(total=1), "shutdown": Shutdown(drain=4)}
+    stopped = stop_while_host_is_down(8, back_after, before=5, seconds=0.05, **few)
     assert (len(stopped.handled), stopped.dead) == (8, 0)
     assert stopped.seconds < 3
 
@@ -245,35 +270,14 @@ def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
 @pytest.mark.parametrize("tenants", [1, 5])
 def test_a_stop_ends_the_pauses_of_an_outage(down_for: float, tenants: int) -> None:
     """The next try of a tenant, or of the host of several, would be minutes after their database is back."""
-
-    async def scenario(world: World) -> Stopped:
-        world.create(dead_letters="dead", receives=1)
-        databases, handled = Databases(), list[str]()
-        names = [f"t{number}" for number in range(tenants)]
-        databases.failures.update(dict.fromkeys(names, lambda: ConnectionRefusedError("down")))
-        backoff = OpenBackoff(base=10_000, cap=10_000)
-        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=backoff)
-        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
-
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
-            handled.append(order.order_id)
-
-        async with orders:
-            for name in names:
-                world.send_orders(name, tenant=name)
-            await asyncio.sleep(3)
-            asyncio.get_running_loop().call_later(down_for - 3, databases.failures.clear)
-            began = asyncio.get_running_loop().time()
-        return Stopped(world, handled, began)
-
-    stopped = in_world(scenario, seed=1)
+    backoff = OpenBackoff(base=10_000, cap=10_000)
+    stopped = stop_while_host_is_down(tenants, down_for - 3, before=3, backoff=backoff)
     assert (len(stopped.handled), stopped.dead) == (tenants, 0)
     assert stopped.seconds < down_for
 
 
 def test_a_stop_lets_a_rate_go_on() -> None:
-    """Five messages at two per second: all are started in the drain."""
+    """Nine messages at two per second: all are started in the drain."""
 
     async def scenario(world: World) -> Stopped:
         world.create(dead_letters="dead", receives=1)
@@ -317,31 +321,10 @@ def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
 
 
 def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
-    """They go on in turn, as slots become free, and not only after the pause that each of them was given."""
-
-    async def scenario(world: World) -> Stopped:
-        world.create(dead_letters="dead", receives=1)
-        databases, handled = Databases(), list[str]()
-        tenants = [f"t{number}" for number in range(9)]
-        databases.failures.update(dict.fromkeys(tenants, lambda: ConnectionRefusedError("down")))
-        pool = ResourcePool(databases, host=lambda _tenant: "db-1", backoff=OpenBackoff(base=0.5, cap=1.0))
-        more: dict[str, Any] = {"concurrency": Concurrency(total=2), "shutdown": Shutdown(drain=5.5)}
-        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client, **more)
-
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
-            await asyncio.sleep(0.1)
-            handled.append(order.order_id)
-
-        async with orders:
-            for tenant in tenants:
-                world.send_orders(tenant, tenant=tenant)
-            await asyncio.sleep(4)
-            asyncio.get_running_loop().call_later(1.0, databases.failures.clear)
-            began = asyncio.get_running_loop().time()
-        return Stopped(world, handled, began)
-
-    stopped = in_world(scenario, seed=1)
+    """As slots become free, and not only after the pause that each of them was given."""
+    few: dict[str, Any] = {"concurrency": Concurrency(total=2), "shutdown": Shutdown(drain=5.5)}
+    backoff = OpenBackoff(base=0.5, cap=1.0)
+    stopped = stop_while_host_is_down(9, 1.0, before=4, seconds=0.1, backoff=backoff, **few)
     assert (len(stopped.handled), stopped.dead) == (9, 0)
     assert stopped.seconds < 4
 
