@@ -112,6 +112,7 @@ class Engine:
         self._hanging = Hanging(core)
         self._leaving = False
         self._kept: list[GiveBack] | None = None
+        self._kept_until = math.inf
         self._out_until: Callable[[Queue], float] = lambda _queue: -math.inf
 
     def connect(self, processor: Processor, resolving: Groups, poll: Poll, policy: ReceivePolicy) -> None:
@@ -288,7 +289,7 @@ class Engine:
                 batch, core.actions = core.actions, []
                 for action in batch:
                     match action:
-                        case GiveBack() if self._kept is not None:
+                        case GiveBack(job) if self._kept is not None and job.deadline > self._kept_until:
                             self._kept.append(action)
                         case GiveBack(job, settlement, delay):
                             self.give_back(job, settlement, delay)
@@ -338,9 +339,13 @@ class Engine:
         """Return the seconds until no receive of a consumer that stops can bring what is made visible."""
         return max(0.0, self._out_until(queue) + _LATE - self._time())
 
-    def keep_returns(self, out_until: Callable[[Queue], float]) -> None:
-        """Keep what goes back for a moment. A queue's receives may bring messages until the time that is asked for."""
+    def keep_returns(self, out_until: Callable[[Queue], float], seconds: float) -> None:
+        """Keep what goes back, for so many seconds. A queue's receives may bring messages until ``out_until``.
+
+        What would be visible by itself before that, or while SQS is told, goes back at once.
+        """
         self._kept, self._out_until = [], out_until
+        self._kept_until = self._time() + seconds + _LATE
 
     def let_returns_go(self) -> None:
         """Give back what was kept."""

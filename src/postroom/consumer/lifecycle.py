@@ -346,7 +346,8 @@ class Run(Generic[C, R]):
     # -- the steps ----------------------------------------------------------------------------------------------
 
     async def _return_unstarted(self) -> None:
-        self.engine.keep_returns(self._polls.out_until)
+        moment = min(_MOMENT, self.settings.shutdown.poll)
+        self.engine.keep_returns(self._polls.out_until, moment)
         self.core.close()
         for job in tuple(self.engine.jobs):
             # Also those that wait with their resources in hand: they hold leases that the pool's
@@ -355,7 +356,7 @@ class Run(Generic[C, R]):
                 job.cancel(Cancellation.STOPPING)
         try:
             await self._close_intakes()
-            await self._polls.let_end(min(_MOMENT, self.settings.shutdown.poll))
+            await self._polls.let_end(moment)
         finally:
             self.engine.let_returns_go()
             # Now, and not behind the handlers: what does not answer later may be a dead-letter queue, or another queue.

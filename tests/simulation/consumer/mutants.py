@@ -5,6 +5,7 @@ table of docs/proof.md, of the seeds that are kept here.
 """
 
 import asyncio
+import math
 import sys
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,14 @@ def _all(*plants: Callable[[], Patch]) -> Callable[[], Patch]:
         return stack
 
     return plant
+
+
+def _keeps_all_of_them(original: Any) -> Any:
+    def keep_returns(self: Engine, out_until: Any, seconds: float) -> None:
+        original(self, out_until, seconds)
+        self._kept_until = -math.inf
+
+    return keep_returns
 
 
 def _does_nothing(owner: Any, name: str) -> Callable[[], Patch]:
@@ -479,7 +488,7 @@ MUTANTS = (
     Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
     Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", swap(Delivery, "renew", _ignores_newer), 11, "S6"),
-    Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 99, "S4"),
+    Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 96, "S4"),
     Mutant("grants one slot too many", swap(Scheduler, "adjust", _one_more), 6, "slots"),
     Mutant("wakes no poller after a receive", swap(Poller, "receive", _quiet_after_a_receive), 107, "liveness"),
     Mutant("takes every refusal for a loss", swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
@@ -552,6 +561,12 @@ MUTANTS = (
     Mutant("makes room with promised receives", swap(Core, "relieve", _sheds_anything), 278, "expense"),
     # -- bytes
     Mutant("shows to its own polls what goes back", says(Engine, "_hidden", answer=0.0), 78, "expense"),
+    Mutant(
+        "keeps what a stop returns until others may have it",
+        swap(Engine, "keep_returns", _keeps_all_of_them),
+        610_007_432,
+        "expense",
+    ),
     Mutant("remembers what it deferred", swap(Core, "settled", _remembers_jobs), 152, "bytes"),
     Mutant("remembers what it handled", swap(Core, "succeeded", _keeps_successes), 6, "bytes"),
     Mutant("keeps what ended for a call that hangs", _does_nothing(Job, "forget_body"), 350_055_756, "bytes"),
