@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from random import Random
 from typing import Any, Generic, cast
 
@@ -511,14 +511,21 @@ class Run(Generic[C, R]):
         """Wait for what is here, and for what may still start.
 
         That is what a poll brings until a time, since it may be at its last receive, and what waits for its tenant's
-        next try after an outage, for its rate, or for a slot of the fleet.
+        next try after an outage, for its rate, or for a slot of the fleet. What was behind an acknowledged message in
+        its group comes to a poll that is still out, as well.
         """
+        releases = self.core.fifo and any(inlet.settler.unconfirmed for inlet in self.inlets)
         while True:
             late = self._try_what_is_late(ends)
             unfinished = self._unfinished()
             startable = 0 if unfinished else self.scheduler.startable_before(math.inf if late else ends)
             if not (unfinished or startable or self._polls.may_bring_the_last(polls_end)):
-                return
+                if not (releases and self._polls.may_bring_the_last(ends)):
+                    return
+                releases = False
+                await self._let_acknowledgements_bring_more()
+                continue
+            releases |= self.core.fifo and unfinished > 0
             self.engine.take_back()
             tasks: set[asyncio.Task[Any]] = {*self._tasks(), *self._resolving()}
             if self.core.halted:
@@ -542,6 +549,14 @@ class Run(Generic[C, R]):
             else:
                 await asyncio.sleep(_LOOK)
 
+    async def _let_acknowledgements_bring_more(self) -> None:
+        """Wait a moment until they reach SQS, and one more for what it hands out then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MOMENT):
+                await self._settle_everything()
+        if out := self._polls.out:
+            await asyncio.wait(out, timeout=_MOMENT, return_when=asyncio.FIRST_COMPLETED)
+
     def _try_what_is_late(self, ends: float) -> bool:
         """Try tenants again of which the pause after an outage is long. Returns whether there is time for one more.
 
@@ -549,7 +564,9 @@ class Run(Generic[C, R]):
         """
         now = self._loop.time()
         late = self.core.tried_after(now + _AGAIN, now) if self.scheduler.blocked else []
-        if late and now >= self._try_at:
+        if not late:
+            self._try_at = now + _AGAIN  # what fails just now is not tried again at once
+        elif now >= self._try_at:
             self._try_at = now + _AGAIN
             if self.pool is not None:
                 self.pool.end_pauses(job.context for job in late if job.problem is None)

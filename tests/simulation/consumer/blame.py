@@ -8,6 +8,8 @@ from postroom import Faults
 
 PAUSE, LONGEST = 0.5, 15.0
 """Seconds for which a tenant is left alone at the least after its handlers met an outage; doubles up to the longest."""
+STOP_TRIES = 2.0
+"""Seconds after which a stop tries a tenant once more, however long its pause is."""
 
 
 @dataclass(slots=True)
@@ -118,11 +120,11 @@ class Blame:
         known.pause = min(options.cap, options.base * 2.0**known.trips) / 2
         known.trips += 1
 
-    def met_outage(self, tenant: str, at_once: int, now: float) -> str | None:
-        """Note that a handler met an outage of its tenant's resources."""
+    def met_outage(self, tenant: str, at_once: int, now: float, *, more: int = 0) -> str | None:
+        """Note that a handler met an outage of its tenant's resources. A stop tries so many times more."""
         outages = self._tenants[tenant].outages
         outages.append(now)
-        seconds, rounds, pause = now - outages[0], 2, PAUSE
+        seconds, rounds, pause = now - outages[0], 2 + more, PAUSE
         while seconds >= pause:
             seconds, rounds, pause = seconds - pause, rounds + 1, min(2 * pause, LONGEST)
         if len(outages) <= at_once * rounds:

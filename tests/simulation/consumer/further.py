@@ -235,6 +235,19 @@ def _stops_at_last_receive(plan: Plan, rng: Random) -> Plan:
     return plan
 
 
+def _groups_that_follow(plan: Plan, rng: Random) -> Plan:
+    """A consumer stops while a receive is out that brings what was behind, in its group, at its last receive."""
+    seconds = rng.choice((0.3, 1.0, 2.0))
+    orders = tuple(replace(each, kind=Kind.WELL, group=each.tenant, seconds=seconds) for each in plan.orders)
+    shutdown = make_shutdown(poll=rng.choice((0.0, 1.0)), drain=8.0, cancel=1.0, flush=5.0, close=2.0)
+    polling = replace(plan.options["polling"], batch=1, wait=20)  # one of a group here, the next one in the queue
+    options = _visible(plan, 30) | {"shutdown": shutdown, "polling": polling}
+    plan = replace(_calm(plan, rng, 0.8), fifo=True, orders=orders, options=options, max_receives=1, obstructions=())
+    for index in range(3):
+        plan = with_events(plan, make_event(rng, plan, "stop", index=index, at=rng.uniform(0.1, 6.0)))
+    return plan
+
+
 def _kept_quarantines(plan: Plan, rng: Random) -> Plan:
     """A tenant is in quarantine, and the dead-letter queue takes nothing. All else is well."""
     start, seconds = rng.uniform(0.0, 3.0), rng.uniform(10.0, 60.0)
@@ -261,5 +274,6 @@ FURTHER: tuple[tuple[str, Harden], ...] = (
 RARE: tuple[tuple[str, Harden], ...] = (
     ("stops at the last receive", _stops_at_last_receive),
     ("quarantines that are kept", _kept_quarantines),
+    ("groups at the last receive", _groups_that_follow),
 )
 """What one in ten has beside them, one at most."""

@@ -16,6 +16,7 @@ from postroom.consumer import engine
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.consumer.lifecycle import Run
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.consumer.source import Source
@@ -108,8 +109,17 @@ def _rejects_in_quarantine(send_away: Any) -> Any:
     return mutant
 
 
+def _brings_nothing(_: Any) -> Any:
+    """Do not look once more what polls bring."""
+
+    async def mutant(_run: Run[Any, Any]) -> None:
+        return
+
+    return mutant
+
+
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_098, "attempts"),
+    Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_174, "attempts"),
     Mutant("waits for resources until it is lost", says(Source, "patience", math.inf), 300_000_132, "attempts"),
     Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
     Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
@@ -125,7 +135,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
     Mutant("ends a stop before the next try", says(Scheduler, "startable_before", 0), 300_000_392, "poison"),
     Mutant("keeps no quarantine", swap(Pipeline, "_send_away", _rejects_in_quarantine), 300_002_210, "attempts"),
-    Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_014, "owner"),
+    Mutant(
+        "ends a stop before what follows in a group",
+        swap(Run, "_let_acknowledgements_bring_more", _brings_nothing),
+        300_000_097,
+        "poison",
+    ),
+    Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_025, "owner"),
 )
 
 

@@ -35,7 +35,7 @@ from postroom.message import Message
 from postroom.testing.faults import FaultyClient
 from postroom.types import Settlement
 from simulation.consumer.attempts import NO_TENANT
-from simulation.consumer.blame import Blame
+from simulation.consumer.blame import STOP_TRIES, Blame
 from simulation.consumer.contexts import ContextWatch
 from simulation.consumer.control import Decisions
 from simulation.consumer.database import TenantDatabase
@@ -453,7 +453,9 @@ class Process:
         """Oracle *pace*: the message waits, and nothing of it has failed. It runs again, not as fast as it can."""
         self.cut_off.add(ctx.message.receipt_handle)
         at_once = self.shared.plan.options["concurrency"].per_tenant
-        if (wrong := self.blame.met_outage(ctx.context.tenant_id, at_once, self._now())) is not None:
+        now = self._now()
+        more = 0 if self.stopping_since is None else 1 + int((now - self.stopping_since) / STOP_TRIES)
+        if (wrong := self.blame.met_outage(ctx.context.tenant_id, at_once, now, more=more)) is not None:
             self.history.broken("pace", f"{self.name} {wrong}")
 
     def _fails(self, message: Message) -> None:

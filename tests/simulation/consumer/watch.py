@@ -438,10 +438,10 @@ class Watch:
                 self.history.broken("S4", f"{self.name} makes {key} a dead letter, which it lost")
             for receipt in mine:
                 self.behind.offers(receipt.message_id, receipt.group, now)
-            self.on_offered([receipt.group for receipt in mine])
             self.offering.update(receipt.message_id for receipt in mine)
             if not any(self.may_be_rejected(each, key, reason) for each in {receipt.message_id for receipt in mine}):
                 self.history.broken("poison", f"{self.name} makes {key} a dead letter: {reason}")
+            self.on_offered([receipt.group for receipt in mine])  # last: it excuses what is behind, not itself
 
     def was_offered(self, bodies: set[str]) -> None:
         """Note that the dead-letter queue has answered, or has not: until now a process worked on these messages."""

@@ -82,6 +82,39 @@ def test_the_last_receive_that_a_poll_brings_starts_with_others_of_its_group_beh
     in_world(scenario)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 4.5])
+def test_what_the_last_acknowledgement_of_a_stop_lets_a_poll_bring_is_handled(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where polls have had their time: the next one of the group is at its last receive, and was never tried."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+
+    async def scenario(world: World) -> None:
+        fifo(world, receives=1)
+        done: list[str] = []
+        orders = Consumer(
+            "orders.fifo",
+            context=Tenant,
+            client=world.client,
+            polling=Polling(pollers=2, wait=20, batch=1),
+            shutdown=Shutdown(drain=10),
+        )
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(seconds)
+            done.append(order.order_id)
+
+        for order_id in ("first", "next"):
+            world.send({"order_id": order_id}, queue="orders.fifo", group="g")
+        async with orders:
+            await asyncio.sleep(0.1)
+        assert done == ["first", "next"]
+        assert (world.counts("orders.fifo"), world.counts("dead.fifo")) == ((0, 0), (0, 0))
+
+    in_world(scenario)
+
+
 def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive() -> None:
     """Its handler asked for a retry and went on; the message came again, and another one behind it."""
 
