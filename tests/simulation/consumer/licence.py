@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from postroom import AckMode
 from postroom.message import Message
-from simulation.consumer.attempts import DIVERTED, GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL, promise
+from simulation.consumer.attempts import DIVERTED, GROUP_WENT_BACK, IT_STOPS, MEMORY_FULL, NO_LETTER, promise
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.watch import Receipt
 
@@ -72,7 +72,7 @@ class Licence:
         at_its_last = self._is_at_its_last(receipt.message_id)
         reasons = (
             (IT_STOPS, stops and not (at_its_last and self._could_try(tenant, now))),
-            ("no letter could be sent", at_its_last and plan.letters_fail(receipt.received_at, now)),
+            (NO_LETTER, at_its_last and plan.letters_fail(receipt.received_at, now)),
             (DIVERTED, self._process.decisions.was_diverted(tenant, receipt.received_at)),
             ("a function of the user's raised", self._process.functions.raised_since(tenant, receipt.received_at)),
             ("it cannot be held", not self._could_hold(receipt, now)),

@@ -16,7 +16,7 @@ from postroom.settlement import batcher
 from postroom.testing.faults import FaultyQueue
 from postroom.transports.protocol import NO_HANDLE, Client, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
-from simulation.consumer.attempts import CROWDED, CROWDED_FOR, Ledger
+from simulation.consumer.attempts import CROWDED, CROWDED_FOR, NO_LETTER, Ledger
 from simulation.consumer.behind import Behind
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import How, Plan
@@ -367,7 +367,10 @@ class Watch:
                 if wrong is not None and not (self.stopping or failed):
                     self.history.broken("expense", f"{self.name} {wrong}")
                 crowded = self._crowded and change.timeout >= self._crowded_for
-                if why := CROWDED if crowded else self.excuse(receipt):
+                why = self.excuse(receipt)
+                if crowded and why != NO_LETTER:
+                    why = CROWDED
+                if why:
                     self.ledger.excuses(change.receipt_handle, why)
 
     def answered_late(self, message: Message) -> bool:
