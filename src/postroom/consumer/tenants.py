@@ -119,6 +119,9 @@ class Tenants:
     ) -> None:
         """Limit how many of a tenant's handlers run at once, and how many start per second. None ends a limit.
 
+        ``concurrency`` takes the place of what ``Concurrency`` says of the tenant, ``per_tenant`` and ``overrides``,
+        also where it is more: so a tenant that has fallen behind can have more slots for a while.
+
         With a fleet both are those of all replicas together.
 
         Raises:

@@ -181,6 +181,21 @@ def test_a_concurrency_limit_applies_at_once_and_can_be_lifted() -> None:
     assert in_world(scenario) == (2, 8, 1)
 
 
+def test_a_concurrency_limit_may_be_more_than_the_own_limit_of_a_tenant() -> None:
+    """A tenant that has fallen behind has more slots for a while."""
+
+    async def scenario(world: World) -> int:
+        world.create()
+        diary = Diary(world)
+        diary.tenants.limit(A, concurrency=12)
+        world.send_orders(*map(str, range(40)), tenant="a", seconds=1)
+        async with diary.consumer:
+            await asyncio.sleep(3.5)
+            return diary.most["a"]
+
+    assert in_world(scenario) == 12
+
+
 def test_a_rate_limit_spreads_starts_and_costs_others_nothing() -> None:
     """Two per second: the tenth starts four seconds later, the other tenant's at once."""
 
