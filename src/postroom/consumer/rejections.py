@@ -50,8 +50,8 @@ class Rejections:
         self._left(job, "is dropped", reason, Step.HANDLER)
 
     def _left(self, job: Job, what: str, reason: str, step: Step) -> None:
-        # At a stop a message may go before its context was asked for. A resolver may also answer None.
-        asked = job.tenant is not None or job.started or not job.source.resolves
+        # At a stop a message may go before its context was asked for.
+        asked = job.tenant is not None or not job.source.resolves
         tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
         text = f"Message %s of %s {what} (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, job.attempt, job.receives, redact(reason))

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -275,6 +276,22 @@ def test_a_key_that_cannot_be_hashed_is_named_with_the_context(caplog: pytest.Lo
     """Not the context, which can."""
     records = lines_of(caplog, pool=lambda: ResourcePool(database, weight=1, key=lambda tenant: [tenant]))  # type: ignore[arg-type, return-value]
     assert "the pool's key= of acme:eu-west-1, a list, is not hashable" in texts(records)[0]
+
+
+def test_a_key_that_is_none_is_named_with_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    """A look-up that finds nothing gives it to every tenant that is missing, and they would share one resource."""
+    keys: dict[str, str] = {}
+    opened: list[Any] = []
+
+    @asynccontextmanager
+    async def open_database(tenant: Tenant) -> AsyncGenerator[None]:
+        opened.append(tenant)
+        yield
+
+    pool = partial(ResourcePool, open_database, weight=1, key=lambda tenant: keys.get(tenant.tenant_id))
+    records = lines_of(caplog, pool=pool)
+    assert "the pool's key= failed on the context acme:eu-west-1: ValueError: it returned None" in texts(records)[0]
+    assert not opened
 
 
 def nothing(_call: Call) -> Any:
