@@ -13,7 +13,7 @@ from postroom.log_fields import Log, Step
 from postroom.message import Attributes, Message
 from postroom.redaction import describe
 from postroom.repeats import Repeats
-from postroom.tasks import ends_the_program
+from postroom.tasks import heed
 from postroom.types import Settlement, StopReason
 
 _log = Log("postroom", Step.OBSERVER)
@@ -282,8 +282,7 @@ class Observers(list[Observer]):
             try:
                 observer(event)
             except BaseException as error:
-                if ends_the_program(error):
-                    raise
+                heed(error)
                 text = "Observer %s failed on %s; the others are told all the same"
                 self._repeats.failed(id(observer), _log, text, _name_of(observer), type(event).__name__, error=error)
 

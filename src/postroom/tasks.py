@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from postroom.display import counted
 from postroom.log_fields import Log, Step
@@ -19,6 +20,9 @@ _log = Log("postroom", Step.LOOP)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_ends: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, list[Callable[[BaseException], None]]]] = WeakKeyDictionary()
+"""What ends in order when the program is to end, by the event loop in which it runs."""
 
 
 def clean(function: F) -> F:
@@ -99,6 +103,31 @@ def ends_the_program(error: BaseException) -> bool:
         elif isinstance(each, SystemExit | KeyboardInterrupt):
             return True
     return False
+
+
+def end_with_the_program(end: Callable[[BaseException], None]) -> Callable[[], None]:
+    """Have something of this event loop ended in order by ``heed``. Returns what ends that."""
+    ends = _ends.setdefault(asyncio.get_running_loop(), [])
+    ends.append(end)
+    return functools.partial(ends.remove, end)
+
+
+def heed(error: BaseException) -> None:
+    """End in order what runs in this event loop, if an error of a user's function asks for the end of the program.
+
+    Where nothing does, the error is raised. Raised in a task, it would tear the loop down under all others, and what
+    consumers hold would come back no sooner than after its visibility timeout.
+    """
+    if not ends_the_program(error):
+        return
+    try:
+        ends = tuple(_ends.get(asyncio.get_running_loop(), ()))
+    except RuntimeError:  # in a thread, or after the loop's end
+        ends = ()
+    if not ends:
+        raise error
+    for end in ends:
+        end(error)
 
 
 def is_cancelled() -> bool:

@@ -7,7 +7,7 @@ from postroom.checking import shown
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Call, PerCall
 from postroom.repeats import Repeats
-from postroom.tasks import clean, ends_the_program
+from postroom.tasks import clean, heed
 
 _log = Log("postroom.consumer", Step.POLICY)
 
@@ -37,8 +37,7 @@ class Choice(Generic[T]):
         try:
             value = self._choose(call)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            heed(error)
             self._say("failed", call, default, error)
             return default
         if self._fits(value):

@@ -375,7 +375,7 @@ class Consumer(Generic[C, R]):
         # half-way.
         stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
         # Also where it was cancelled with the whole program, as by a second Ctrl-C: a hung thread would hang that.
-        stopping.add_done_callback(run.give_threads_up)
+        stopping.add_done_callback(run.ended)
         cancelled: asyncio.CancelledError | None = None
         loop = asyncio.get_running_loop()
         with second_interrupt(lambda: loop.call_soon_threadsafe(run.hurry)):

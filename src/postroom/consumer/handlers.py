@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from contextvars import Context
 from typing import Any
 
@@ -180,6 +181,9 @@ def refuse_unworked(result: object) -> None:
             result.close()
         text = f"the handler returned a {kind}, which has not run: await it, or remove the `yield`"
         raise TypeError(text)
+    if isinstance(result, Future):
+        text = "the handler returned a concurrent.futures.Future: wait for it, by `await asyncio.wrap_future(future)`"
+        raise TypeError(f"{text}, or by `future.result()` in a plain `def` handler")
 
 
 def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:

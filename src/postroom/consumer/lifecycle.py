@@ -43,7 +43,7 @@ from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Tally
-from postroom.tasks import Tasks, clean
+from postroom.tasks import Tasks, clean, end_with_the_program
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 
@@ -199,6 +199,7 @@ class Run(Generic[C, R]):
     def begin(self, opened: AsyncExitStack) -> None:
         """Start to poll. What was opened is closed by the stop."""
         self._opened = opened
+        self._leaves = end_with_the_program(self.end)
         if self.pool is not None:
             opened.callback(self.pool.subscribe(self.engine.observe))
         self._tenants.attach(
@@ -334,8 +335,9 @@ class Run(Generic[C, R]):
         text, what = "Stopped consuming %s after %.1f s", self.name if self._roster else self._inlets[0].queue.info.url
         _log.info(text, what, self._diary.end(), extra=self._about_queue())
 
-    def give_threads_up(self, _stop: object) -> None:
-        """Wait for threads no longer: the stop has ended, however that was."""
+    def ended(self, _stop: object) -> None:
+        """Wait for threads no longer, and hear of the program's end no longer: the stop is over, however that was."""
+        self._leaves()
         if self._threads is not None:
             self._threads.give_up()
 

@@ -485,9 +485,7 @@ class Pipeline:
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
-        text = "Message %s of %s was rejected (%s), but queue %s has no dead-letter queue"
-        tenant = tenant_in_words(job.tenant)
-        _log.warning(text, job.message.id, tenant, redact(reason), job.source.name, extra=about(job))
+        self._engine.rejections.nowhere(job, reason)
         if isinstance(instruction, _Quarantined):
             self._retry(job, instruction)  # nothing may delete it, in any mode
         else:

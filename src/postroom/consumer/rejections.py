@@ -25,6 +25,7 @@ _MOST: Final = 1_000
 
 _UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
 _RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
+_NOWHERE: Final = "%s of {} were rejected, too (%s), and it has no dead-letter queue; they come back. Messages: %s"
 
 
 class Rejections:
@@ -37,9 +38,8 @@ class Rejections:
         self._tasks = tasks
         self._time = tasks.time
         self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
-        self._unsent: dict[tuple[str, str], Refusals] = {}
-        """What shares a line, by the queue that it comes from and where it was to go."""
-        self._retried: dict[str, Refusals] = {}
+        self._shared: dict[str, Refusals] = {}
+        """What shares a line, by the text of that."""
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
@@ -50,8 +50,8 @@ class Rejections:
         self._left(job, "is dropped", reason, Step.HANDLER)
 
     def _left(self, job: Job, what: str, reason: str, step: Step) -> None:
-        # At a stop a message may go before its context was asked for. A resolver may also answer None.
-        asked = job.tenant is not None or job.started or not job.source.resolves
+        # At a stop a message may go before its context was asked for.
+        asked = job.tenant is not None or not job.source.resolves
         tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
         text = f"Message %s of %s {what} (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, job.attempt, job.receives, redact(reason))
@@ -70,7 +70,7 @@ class Rejections:
         where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
         count = self._count((name, where), cause)
         if count > _LOUD:
-            self._sharing(name, where).add(cause, job.message.id, job.tenant)
+            self._sharing(_UNSENT.format(name, where), name).add(cause, job.message.id, job.tenant)
             return
         text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"
         if count == _LOUD:
@@ -84,10 +84,8 @@ class Rejections:
         kind = _NUMBER.sub("…", why)
         count = self._count(job.tenant, f"retried from {name}: {kind}") if why else 0
         if count > _LOUD:
-            if name not in self._retried:
-                text = _RETRIED.format(name)
-                self._retried[name] = Refusals(text, tasks=self._tasks, queue=name, log=_log, level=logging.INFO)
-            self._retried[name].add(f"{tenant}: {kind}", job.message.id, job.tenant)
+            shared = self._sharing(_RETRIED.format(name), name, logging.INFO)
+            shared.add(f"{tenant}: {kind}", job.message.id, job.tenant)
             return
         text = "Retry asked for message %s of %s (attempt %d, receive %d), after %s: %s"
         if count == _LOUD:
@@ -96,19 +94,32 @@ class Rejections:
         arguments = (job.message.id, tenant, job.attempt, job.receives, after, why or "no reason given")
         _log.log(logging.INFO if why else logging.DEBUG, text, *arguments, extra=about(job, step=Step.HANDLER))
 
+    def nowhere(self, job: Job, reason: str) -> None:
+        """Log that a message is rejected, and that there is no dead-letter queue: it comes back, and may be again."""
+        tenant, why, name = tenant_in_words(job.tenant), redact(reason), job.source.name
+        kind = _NUMBER.sub("…", why)
+        count = self._count(job.tenant, f"rejected in {name}: {kind}")
+        if count > _LOUD:
+            self._sharing(_NOWHERE.format(name), name).add(f"{tenant}: {kind}", job.message.id, job.tenant)
+            return
+        text = "Message %s of %s was rejected (%s), but queue %s has no dead-letter queue"
+        if count == _LOUD:
+            text += "; further ones share a line a minute"
+        _log.warning(text, job.message.id, tenant, why, name, extra=about(job))
+
     def level(self, job: Job, cause: str) -> int:
         """Return at which level to log a failed attempt that says nothing of its message, but of its tenant."""
         return logging.ERROR if self._count(job.tenant, cause) <= _LOUD else logging.DEBUG
 
     def flush(self) -> None:
         """Tell now of what was collected: the consumer has stopped."""
-        for each in (*self._unsent.values(), *self._retried.values()):
+        for each in self._shared.values():
             each.flush()
 
-    def _sharing(self, name: str, where: str) -> Refusals:
-        if (name, where) not in self._unsent:
-            self._unsent[name, where] = Refusals(_UNSENT.format(name, where), tasks=self._tasks, queue=name, log=_log)
-        return self._unsent[name, where]
+    def _sharing(self, text: str, name: str, level: int = logging.WARNING) -> Refusals:
+        if text not in self._shared:
+            self._shared[text] = Refusals(text, tasks=self._tasks, queue=name, log=_log, level=level)
+        return self._shared[text]
 
     def _count(self, key: Hashable, cause: str) -> int:
         """Return which message this is with the same key and cause, in a period that begins with the first one."""

@@ -17,7 +17,7 @@ from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
 from postroom.scheduling import Bound
-from postroom.tasks import ends_the_program
+from postroom.tasks import heed
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
@@ -204,8 +204,7 @@ class Ledger:
             try:
                 chosen = self._overrides(tenant)
             except BaseException as error:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
-                if ends_the_program(error):
-                    raise
+                heed(error)
                 chosen = None
         # Not True, which the store would read as a text.
         if not isinstance(chosen, int) or isinstance(chosen, bool) or chosen <= 0:

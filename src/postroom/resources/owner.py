@@ -18,6 +18,7 @@ from postroom.resources.causes import Unhealthy
 from postroom.resources.entries import Entry
 from postroom.resources.providers import Opener
 from postroom.stacks import waits_at
+from postroom.tasks import heed, runs_as
 
 MOST_RINGS: Final = 5
 """How often a provider that swallows its cancellation is cancelled again."""
@@ -89,6 +90,7 @@ async def own(
 ) -> None:
     """Enter the provider, keep it open until ``entry.stop`` is set, leave it. Raises nothing of the provider's."""
     alarm = Alarm()
+    task = asyncio.current_task()
     manager: AbstractAsyncContextManager[Any] | None = None
     # The alarm itself reports the failure: a provider that swallows its cancellation must not keep
     # callers from their answer.
@@ -110,8 +112,9 @@ async def own(
         else:
             entry.close_error = _late("close", "close", timeouts.close, alarm.rang_at) if alarm.rang else error
             await _finish_generator(manager)
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise  # these end the process or the coroutine: they are not about this resource
+        if isinstance(error, GeneratorExit) and not runs_as(task):
+            raise  # it ends the coroutine, and is not about this resource
+        heed(error)
     finally:
         alarm.clear()
 
@@ -138,6 +141,7 @@ async def _keep(
 async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: float) -> BaseException | None:
     """Run a health check. Returns what is wrong, or None."""
     alarm.set(seconds)
+    task = asyncio.current_task()
     try:
         verdict = check(resource)
         if inspect.isawaitable(verdict):
@@ -145,7 +149,10 @@ async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: floa
     except asyncio.CancelledError as error:
         # Whether the alarm rang tells our own timeout from a check that cancelled itself.
         return _late("answer its health check", "check", seconds, alarm.rang_at) if alarm.rang else error
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, GeneratorExit) and not runs_as(task):
+            raise
+        heed(error)
         return error
     finally:
         alarm.clear()

@@ -4,6 +4,7 @@ The decisions are in ``core``, what follows from them in ``engine``; here is wha
 """
 
 import asyncio
+import functools
 import logging
 import math
 import random
@@ -57,7 +58,8 @@ class ResourcePool(Generic[C, R]):
         cleanup: closes what an async function opened; sync or async. None says that nothing has to be closed; without
             it an async function is worth a warning.
         key: the part of a context that names its resources; None for the whole context. It has to be hashable.
-            Keys are the same when they are equal *and* of the same types, field by field: ``1`` is not ``True``.
+            Keys are the same when they are equal *and* of the same types, field by field: ``1`` is not ``True``. One
+            that returns None has failed: it is what look-ups return that find nothing.
         weight: what an entry takes of the budget (connections, not pools), or a function of the context; None for what
             the provider knows of itself (its attribute ``weight``), as those of ``postroom.datasources`` do, and 1 for
             any other. One warning tells of resources that count as 1 and look like a pool of several connections.
@@ -123,7 +125,7 @@ class ResourcePool(Generic[C, R]):
         own_weight, own_check = known_of(provider)
         weight = own_weight if weight is None else weight
         weight = clean(weight) if callable(weight) else weight
-        key = None if key is None else clean(key)
+        key = None if key is None else _named_by(clean(key))
         host = None if host is None else clean(host)
         classify = None if classify is None else clean(classify)
         outage = None if outage is None else clean(outage)
@@ -654,3 +656,15 @@ _LATE: dict[Any, str] = {
     Stage.OPENING: "still opening",
     Stage.CHECKING: "its health check still runs",
 }
+
+
+def _named_by(key: Callable[[C], Hashable]) -> Callable[[C], Hashable]:
+    """Refuse None as a key: a look-up that finds nothing would give one resource to all tenants that it misses."""
+
+    @functools.wraps(key)
+    def name(context: C) -> Hashable:
+        if (found := key(context)) is None:
+            raise ValueError("it returned None; let it return what names the resources, or raise when nothing does")
+        return found
+
+    return name

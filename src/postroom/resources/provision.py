@@ -9,7 +9,7 @@ from postroom.repeats import Repeats
 from postroom.resources.causes import NotAProvider, Unhealthy
 from postroom.resources.failures import OpenFailure, classify_open, is_outage
 from postroom.resources.providers import Opener
-from postroom.tasks import ends_the_program
+from postroom.tasks import heed
 
 _log = Log("postroom.pool", Step.POLICY)
 
@@ -33,8 +33,7 @@ class Provision:
         try:
             return (self.classify or classify_open)(error) is OpenFailure.UNKNOWN_TENANT
         except BaseException as raised:
-            if ends_the_program(raised):
-                raise
+            heed(raised)
             self.repeats.failed("classify", _log, "classify= failed; the failure counts as an outage", error=raised)
             return False
 
@@ -43,7 +42,6 @@ class Provision:
         try:
             return is_outage(error) or (self.outage is not None and bool(self.outage(error)))
         except BaseException as raised:
-            if ends_the_program(raised):
-                raise
+            heed(raised)
             self.repeats.failed("outage", _log, "outage= failed; the failure counts as the message's own", error=raised)
             return False

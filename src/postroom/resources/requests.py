@@ -8,7 +8,7 @@ from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
 from postroom.redaction import describe
 from postroom.resources.entries import LeaseRequest
 from postroom.resources.identity import Identifier, Identity
-from postroom.tasks import ends_the_program
+from postroom.tasks import ends_the_program, heed
 from postroom.tracebacks import place_of
 
 _PAUSE: Final = 2.0
@@ -65,8 +65,7 @@ class LeaseRequests:
             if limit is not None:
                 _check_fits(weight, limit)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            heed(error)
             # An outage, as what a provider raises: a deployment with a mistake must not use up its messages' attempts.
             text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}{place_of(error)}"
             raise ResourceOpenError(text, context=context, permanent=False, retry_after=_PAUSE) from error
@@ -88,8 +87,7 @@ class LeaseRequests:
         try:
             return self.host(context)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            heed(error)
             # acquire() says what is wrong; a question about one context must not end its caller
             return None
 

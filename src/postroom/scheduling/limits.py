@@ -7,7 +7,7 @@ from postroom.checking import shown
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
-from postroom.tasks import ends_the_program
+from postroom.tasks import heed
 
 _log = Log("postroom.scheduling", Step.POLICY)
 
@@ -48,8 +48,7 @@ class Chosen:
         try:
             chosen: Any = self._of(tenant)
         except BaseException as error:
-            if ends_the_program(error):
-                raise
+            heed(error)
             self._say(tenant, "failed: %s", describe(error))
             return self._default
         if chosen is None:

@@ -8,7 +8,7 @@ from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
 from postroom.repeats import Repeats
 from postroom.settlement.delivery import Delivery
-from postroom.tasks import ends_the_program
+from postroom.tasks import heed
 
 _log = Log("postroom.settlement", Step.POLICY)
 
@@ -44,8 +44,7 @@ def backoff(
         try:
             delay = float(policy.delay(message, error))
         except BaseException as raised:
-            if ends_the_program(raised):
-                raise
+            heed(raised)
             text = "RetryPolicy.delay failed for message %s; the default backoff applies"
             repeats.failed("delay", _log, text, message.id, error=raised, extra=_about(failed, attempt))
         else:

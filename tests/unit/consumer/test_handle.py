@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,23 @@ async def async_generator(payload: Any, ctx: Any) -> Any:
 
 async def handle(payload: Any, ctx: Any) -> None:
     """Handle."""
+
+
+async def test_a_handler_that_returns_the_future_of_another_thread_has_failed() -> None:
+    """As of an executor's ``submit``: its work may go on, or have failed, when the message would be deleted."""
+    future: Future[None] = Future()
+    future.set_exception(ValueError("the work failed"))
+
+    def plain(_payload: Any, _ctx: Any) -> Any:
+        return future
+
+    async def handler(_payload: Any, _ctx: Any) -> Any:
+        return future
+
+    with pytest.raises(TypeError, match=r"returned a concurrent\.futures\.Future: wait for it, by .*wrap_future"):
+        await call(handler)
+    with pytest.raises(TypeError, match=r"or by `future\.result\(\)`"):
+        await in_thread(plain)
 
 
 @pytest.mark.parametrize("unworked", [generator, async_generator, handle])

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -277,6 +278,22 @@ def test_a_key_that_cannot_be_hashed_is_named_with_the_context(caplog: pytest.Lo
     assert "the pool's key= of acme:eu-west-1, a list, is not hashable" in texts(records)[0]
 
 
+def test_a_key_that_is_none_is_named_with_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    """A look-up that finds nothing gives it to every tenant that is missing, and they would share one resource."""
+    keys: dict[str, str] = {}
+    opened: list[Any] = []
+
+    @asynccontextmanager
+    async def open_database(tenant: Tenant) -> AsyncGenerator[None]:
+        opened.append(tenant)
+        yield
+
+    pool = partial(ResourcePool, open_database, weight=1, key=lambda tenant: keys.get(tenant.tenant_id))
+    records = lines_of(caplog, pool=pool)
+    assert "the pool's key= failed on the context acme:eu-west-1: ValueError: it returned None" in texts(records)[0]
+    assert not opened
+
+
 def nothing(_call: Call) -> Any:
     """Choose nothing that is a policy."""
 
@@ -448,6 +465,34 @@ def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCapture
     told = sum(int(line.split()[0]) for line in lines[10:])
     assert told >= 200
     assert all("QueueNotFound" in line and " of tenant " in line for line in lines[10:])
+
+
+def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Each comes back within seconds and is rejected again: ten lines a minute for each tenant, then their number."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, retry=RetryPolicy(base=5, cap=5))
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Reject(f"no such article: {order.order_id}")
+
+        async with orders:
+            for tenant in ("acme", "bolt"):
+                world.send_orders(*map(str, range(200)), tenant=tenant)
+            await asyncio.sleep(50)
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        in_world(scenario)
+    for tenant in ("acme", "bolt"):
+        named = [line for line in caplog.messages if f" of tenant {tenant}:eu-west-1 was rejected" in line]
+        of_many = f" were rejected, too (tenant {tenant}:eu-west-1: no such article: …)"
+        shared = [line for line in caplog.messages if of_many in line]
+        assert len(named) == 10
+        assert named[-1].endswith(", but queue orders has no dead-letter queue; further ones share a line a minute")
+        assert 1 <= len(shared) <= 3
+        assert sum(int(line.split()[0]) for line in shared) > 200
 
 
 def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

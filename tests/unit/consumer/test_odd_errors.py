@@ -12,11 +12,13 @@ import pytest
 
 from postroom import (
     AckMode,
+    Concurrency,
     Consumer,
     Drop,
     Failure,
     Message,
     MessageContext,
+    PoolLimits,
     Reject,
     ResourcePool,
     Retry,
@@ -317,6 +319,77 @@ def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(
     assert in_world(scenario) < 10
     assert f"The application's code raised {describe(error)}; the consumer of orders stops" in caplog.messages
     assert any(text.startswith("Context resolution failed for message ") for text in caplog.messages)
+
+
+CHOICES = ["visibility", "retry", "faults", "delay", "weights"]
+OF_THE_POOL = ["host", "weight", "provider", "classify", "check"]
+
+
+@pytest.mark.parametrize("place", ["observers", *CHOICES, *OF_THE_POOL])
+def test_a_function_that_asks_for_the_end_keeps_no_message_from_others(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends the consumer in order, as a handler does: what was not handled is visible again within seconds.
+
+    In no mode a message is deleted because its tenant's resources asked for the end.
+    """
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        handled: list[str] = []
+
+        def fail(*_: Any) -> Any:
+            raise SystemExit(7)
+
+        @asynccontextmanager
+        async def resources(_: Any) -> AsyncGenerator[None]:
+            if place == "classify":
+                raise ConnectionError
+            if place == "provider":
+                fail()
+            yield
+
+        async def check(_: Any) -> None:
+            fail()
+
+        functions: dict[str, Any] = {name: fail for name in ("host", "weight", "classify") if name == place}
+        if place == "check":
+            functions = {"check": check, "limits": PoolLimits(check_after=0)}
+        options: dict[str, dict[str, Any]] = {
+            "observers": {"observers": [fail]},
+            "delay": {"retry": RetryPolicy(delay=fail)},
+            "weights": {"concurrency": Concurrency(weights=fail)},
+            **{name: {name: fail} for name in ("visibility", "retry", "faults")},
+        }
+        orders: Consumer[Any, Any] = Consumer(
+            "orders",
+            context=Tenant,
+            resources=ResourcePool(resources, **functions),
+            client=world.client,
+            ack=AckMode.ALWAYS if place in OF_THE_POOL else AckMode.ON_SUCCESS,
+            **options.get(place, {}),
+        )
+
+        @orders.handler
+        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+            if place in {"retry", "faults", "delay"}:
+                raise ValueError
+            handled.append(order.order_id)
+
+        async def send() -> None:
+            for number in "123":
+                world.send_orders(number)
+                await asyncio.sleep(1)
+
+        sending = asyncio.create_task(send())
+        with pytest.raises(SystemExit):
+            await orders.run()
+        await sending
+        await asyncio.sleep(5)
+        return len(handled) + world.counts()[0], world.counts()[1]
+
+    assert in_world(scenario) == (3, 0)
+    assert "The application's code raised SystemExit: 7; the consumer of orders stops" in caplog.messages
 
 
 def test_what_an_observer_sets_reaches_no_other_message() -> None:

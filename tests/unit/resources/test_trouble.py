@@ -18,6 +18,10 @@ BACKOFF = OpenBackoff(base=1.0, cap=8.0, permanent=60.0)
 DOWN = OSError("down")
 
 
+class Panic(BaseException):
+    """What no code is meant to catch."""
+
+
 async def failure(pool: ResourcePool[Tenant, Database], tenant: Tenant = A) -> ResourceOpenError:
     """Return the error of a lease."""
     with pytest.raises(ResourceOpenError) as caught:
@@ -558,6 +562,30 @@ def test_a_replacement_that_is_sick_too_is_an_error_of_its_own_kind() -> None:
             assert (seen.opened, seen.closed, seen.live, seen.weight) == (2, 2, 0, 0)
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("error", [Panic("at src/lib.rs:12"), GeneratorExit("at a yield")], ids=["panic", "generator"])
+def test_a_check_that_raises_no_exception_names_its_cause(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the panic of an extension written in Rust: the outage is told with it, and nothing of the pool's dies."""
+    databases = Databases()
+
+    async def check(_database: Database) -> None:
+        raise error
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, check=check, limits=CHECKED, backoff=BACKOFF) as pool:
+            async with pool.lease(A):
+                pass
+            await asyncio.sleep(31.0)
+            with pytest.raises(ResourceUnhealthyError) as caught:
+                await pool.acquire(A)
+            assert caught.value.__cause__ is error
+
+    run_virtual(main())
+    assert not [text for text in caplog.messages if "died" in text]
+    assert any(text.startswith("Resources not available") and f"{error}" in text for text in caplog.messages)
 
 
 def test_after_a_report_the_next_resource_is_checked_before_it_is_handed_out() -> None:
