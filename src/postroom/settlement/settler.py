@@ -371,7 +371,10 @@ class Settler(Generic[D]):
     def expired(self, delivery: Delivery, cause: str) -> None:
         """Note that a delivery's time is over. What left in time, and is not answered yet, is waited for."""
         decision = delivery.decision
-        if delivery.lost or delivery.confirmed or (decision is not None and decision.on_its_way):
+        if delivery.lost or delivery.confirmed:
+            return
+        if decision is not None and decision.on_its_way:
+            delivery.overdue = cause
             return
         self._lose(delivery, cause)
 
@@ -526,14 +529,15 @@ class Settler(Generic[D]):
         """Note that a deadline has passed before the heartbeat told of it."""
         decision = delivery.decision
         if not delivery.lost and (decision is None or not decision.on_its_way):
-            self._lose(delivery, delivery.trouble or "its time is over")
+            self._lose(delivery, delivery.overdue or delivery.trouble or "its time is over")
 
     def _lose(self, delivery: Delivery, cause: str) -> None:
         if delivery.lost:
             return
         delivery.lost = True
         now, decision = self._time(), delivery.decision
-        if (late := now - delivery.deadline) >= _LATE:
+        late = now - delivery.deadline if delivery.overdue is None else 0.0  # what was seen in time is not late
+        if late >= _LATE:
             cause = "the event loop, the process or the machine stood still"
         shown = f"{cause}: it was noticed {late:.1f} s too late" if late >= _LATE else cause
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
