@@ -260,9 +260,9 @@ class _Process:
                 continue
             now = consumer.statistics()
             running = "1 handler runs" if now.running == 1 else f"{now.running} handlers run"
-            waiting = max(0, now.held - now.running)
-            waits = "1 message waits" if waiting == 1 else f"{waiting} messages wait"
-            parts.append(f"{consumer.queue}: {running}, {waits} for a slot")
+            more = max(0, now.held - now.running)  # for a slot, for their tenant, or for SQS to confirm their end
+            waits = "1 more message waits" if more == 1 else f"{more} more messages wait"
+            parts.append(f"{consumer.queue}: {running}, {waits}")
         return "; ".join(parts) or "no consumer runs"
 
 

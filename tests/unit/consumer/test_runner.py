@@ -435,6 +435,10 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
 
         async def send_signals() -> None:
             await started.wait()
+            orders.tenants.pause(None)
+            world.send({})
+            while orders.statistics().held < 2:  # no slot is what the second one lacks
+                await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGTERM)
@@ -444,5 +448,5 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
             code, _ = await asyncio.gather(serve(orders), send_signals())
     assert code is ExitCode.CANCELLED_WORK
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
-    assert any("SIGTERM: draining (orders: 1 handler runs, " in text for text in caplog.messages)
+    assert any("SIGTERM: draining (orders: 1 handler runs, 1 more message waits);" in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)
