@@ -50,9 +50,17 @@ def run(
         beside: what is entered before the consumers start and left after they stopped, such as a ``HealthServer``.
 
     Raises:
+        ConfigurationError: it is called in an event loop that runs.
         SystemExit: with 1 when a consumer died, 2 when it could not be started as configured, 3 when handlers had to
             be cancelled, and with its own code when a handler called ``sys.exit``. A clean stop returns.
     """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        text = "run() starts an event loop of its own, and one runs here already: write `async with consumer:`"
+        raise ConfigurationError(f"{text}, or `await serve(consumer)` where it should listen to signals")
     if not logging.getLogger().handlers:
         # Only where the application has configured nothing: a worker that says nothing cannot be
         # operated.

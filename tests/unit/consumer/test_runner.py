@@ -20,6 +20,7 @@ from postroom import (
     Shutdown,
     StopReason,
     Throttled,
+    run,
     serve,
 )
 from postroom.consumer.runner import run_to_exit
@@ -223,6 +224,16 @@ def test_nothing_to_run_and_a_wait_that_is_none_are_said() -> None:
         return await serve()
 
     assert in_world(scenario) is ExitCode.CONFIGURATION
+
+
+def test_run_in_a_loop_that_runs_says_what_to_write() -> None:
+    """A lifespan of a web application is such a place."""
+
+    async def scenario(world: World) -> None:
+        with pytest.raises(ConfigurationError, match=r"write `async with consumer:`, or `await serve\(consumer\)`"):
+            run(consumer(world.client))
+
+    in_world(scenario)
 
 
 @pytest.mark.parametrize("times", [1, 2])
