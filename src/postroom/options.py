@@ -75,7 +75,8 @@ class Concurrency:
         total: handlers running at once in this consumer.
         per_tenant: handlers running at once for one tenant: one context, or one key of the pool.
         overrides: tenants with another number than ``per_tenant``: a mapping by tenant, or a function of it that
-            returns None for the default. It is asked with every decision, so that a change takes effect at once.
+            returns None for the default. A tenant is its context, or the pool's key for it. It is asked with every
+            decision, so that a change takes effect at once.
         weights: tenants that get more or less handler time than others when slots are short; 1.0 unless said
             otherwise. A mapping or a function, as ``overrides``.
         reserved: slots that tenants over their share leave free for the others, all of them together; None for a

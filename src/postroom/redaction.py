@@ -54,7 +54,9 @@ _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[
 _URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
 _ASSIGNED: Final = re.compile(
     # Only from the beginning of a run of such characters: else one long word, such as Base64, takes seconds.
-    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})",
+    # What follows the name of an error is what it says: InvalidPasswordError: password authentication failed.
+    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}(?!(?:(?<=(?-i:Error))|(?<=(?-i:Exception))):\ )"
+    rf"\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})",
     re.IGNORECASE,
 )
 _SPOKEN: Final = re.compile(

@@ -211,6 +211,9 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         (lambda name=name: pool(**{name: "tenant_id"}), f"ResourcePool({name}=...) takes a function (")
         for name in ("key", "host", "check", "classify", "outage")
     ],
+    (lambda: ResourcePool(lambda a, b: opened(a)), "ResourcePool(provider) cannot be called as (context)"),  # type: ignore[arg-type]
+    (lambda: ResourcePool(opened, cleanup=5), "ResourcePool(cleanup=...) takes a function (resources); got 5"),  # type: ignore[arg-type]
+    (lambda: ResourcePool(opened, cleanup=lambda: None), "ResourcePool(cleanup=...) cannot be called as (resources)"),  # type: ignore[arg-type, misc]
     (lambda: pool(key=lambda a, b, *, c=1: 1), "> takes (a, b, *, c=...)"),
     (lambda: pool(key=lambda: 1), "ResourcePool(key=...) cannot be called as (context) -> key, by position"),
     (lambda: sender(group=lambda: ""), "(context) -> message group, by position: the function"),

@@ -158,7 +158,9 @@ class Consumer(Generic[C, R]):
             client=check_client("Consumer", client),
             fleet=checked_fleet(fleet, context),
         )
-        self.tenants: Tenants = Tenants(shared=fleet is not None, keys=TenantKeys(context, resources))
+        self._keys = TenantKeys(context, resources)
+        self._keys.check_numbers(self._settings.concurrency)
+        self.tenants: Tenants = Tenants(shared=fleet is not None, keys=self._keys)
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
         self._decode: Decoder | None = None
@@ -328,9 +330,11 @@ class Consumer(Generic[C, R]):
         ended. A later start has the new numbers too.
 
         Raises:
-            ConfigurationError: it is not a ``Concurrency``, or leaves a batch handler too few slots for its size.
+            ConfigurationError: it is not a ``Concurrency``, leaves a batch handler too few slots for its size, or names
+                what can be no tenant of this consumer.
         """
         concurrency = checked("concurrency", concurrency, Concurrency)
+        self._keys.check_numbers(concurrency)
         if isinstance(self._handler, BatchHandler):
             self._handler.check_slots(concurrency, shared=self._settings.resolver is not None)
         if self._run is not None:

@@ -645,7 +645,7 @@ class Core:
             attempts.failed(job)
         # Before its handler, a `Retry` asks for time: it is no attempt, and its own words tell why.
         untried = not (tried and (job.started or job.counted))
-        reason = attempts.why_over(job, _named(error))
+        reason = attempts.why_over(job, failure_named(error))
         if untried and attempts.is_last(job) and not attempts.is_over(job):
             # SQS would make a dead letter of it by itself, without a reason.
             reason = f"not tried: {without_next_try(in_words(error))}"
@@ -1015,7 +1015,7 @@ _WHY: Final[dict[Settlement, str]] = {
 _BEHIND: Final = "not tried: a message before it in its group was not done"
 
 
-def _named(error: BaseException) -> str:
+def failure_named(error: BaseException) -> str:
     """Return an error's type, with its text where that is for the log: others may quote what is secret."""
     if isinstance(error, Retry | RejectError):
         return in_words(error)

@@ -11,7 +11,7 @@ from sys import exc_info
 from typing import Any, cast
 
 from postroom.consumer.context import MessageContext, enter_message
-from postroom.consumer.core import Core
+from postroom.consumer.core import Core, failure_named
 from postroom.consumer.engine import Engine
 from postroom.consumer.failing import FailureLog
 from postroom.consumer.handlers import refuse_unworked
@@ -538,7 +538,7 @@ class Pipeline:
                 self._ack(job)
             case AckMode.MANUAL:
                 if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
-                    log_last_receive(job)
+                    log_last_receive(job, failure_named(error))
                 self._leave(job)
             case AckMode.ON_SUCCESS:
                 self._retry(job, error)
@@ -550,7 +550,7 @@ class Pipeline:
         if job.settlement is None and not job.lost:
             tried = not isinstance(error, ResourceError | _Diverted)
             if self._core.retry(job, error, delay, self._time(), tried=tried):
-                log_last_receive(job)
+                log_last_receive(job, failure_named(error))
             self._engine.act()
         else:
             self._give_group_back(job)

@@ -50,9 +50,17 @@ def run(
         beside: what is entered before the consumers start and left after they stopped, such as a ``HealthServer``.
 
     Raises:
+        ConfigurationError: it is called in an event loop that runs.
         SystemExit: with 1 when a consumer died, 2 when it could not be started as configured, 3 when handlers had to
             be cancelled, and with its own code when a handler called ``sys.exit``. A clean stop returns.
     """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        text = "run() starts an event loop of its own, and one runs here already: write `async with consumer:`"
+        raise ConfigurationError(f"{text}, or `await serve(consumer)` where it should listen to signals")
     if not logging.getLogger().handlers:
         # Only where the application has configured nothing: a worker that says nothing cannot be
         # operated.
@@ -260,9 +268,9 @@ class _Process:
                 continue
             now = consumer.statistics()
             running = "1 handler runs" if now.running == 1 else f"{now.running} handlers run"
-            waiting = max(0, now.held - now.running)
-            waits = "1 message waits" if waiting == 1 else f"{waiting} messages wait"
-            parts.append(f"{consumer.queue}: {running}, {waits} for a slot")
+            more = max(0, now.held - now.running)  # for a slot, for their tenant, or for SQS to confirm their end
+            waits = "1 more message waits" if more == 1 else f"{more} more messages wait"
+            parts.append(f"{consumer.queue}: {running}, {waits}")
         return "; ".join(parts) or "no consumer runs"
 
 

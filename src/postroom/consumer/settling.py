@@ -65,7 +65,7 @@ class Settling(msgspec.Struct, eq=False):
             delay = self._engine.delay_of(job, delay)
             await job.source.settler.give_back_now(job, Settlement.RETRIED, delay=delay)
             if attempts.is_last(job):
-                log_last_receive(job)
+                log_last_receive(job, "ctx.retry()")
         self._engine.settled_by_hand(job)
 
     async def extend(self, seconds: float) -> None:
@@ -73,11 +73,11 @@ class Settling(msgspec.Struct, eq=False):
         await self._job.source.settler.extend_now(self._job, seconds)
 
 
-def log_last_receive(job: Job) -> None:
-    """Say that a message failed at its last receive."""
+def log_last_receive(job: Job, cause: str) -> None:
+    """Say that a message failed at its last receive, and of what."""
     text = (
-        "Message %s of %s failed at its last receive (%d of %d): SQS moves it to the dead-letter queue, without a "
-        "reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
+        "Message %s of %s failed at its last receive (%d of %d) with %s: SQS moves it to the dead-letter queue, "
+        "without a reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
     )
     most = job.source.facts.max_receives
     _log.warning(
@@ -86,6 +86,7 @@ def log_last_receive(job: Job) -> None:
         tenant_in_words(job.tenant),
         job.receives,
         most,
+        cause,
         most,
         extra=about(job, step=Step.DEAD_LETTER),
     )

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step, about
+from postroom.options import Concurrency
 from postroom.payloads import AttributeResolver
 from postroom.resources import ResourcePool, display_key
 
@@ -59,6 +60,21 @@ class TenantKeys:
                 raise ConfigurationError(self._refusal(key))
         elif known and key is not None:
             self._warn(key, known)
+
+    def check_numbers(self, concurrency: Concurrency) -> None:
+        """Refuse the number of a tenant that no message can belong to: it would change nothing.
+
+        Raises:
+            ConfigurationError: as ``check``, for a key of ``overrides`` or ``weights``.
+        """
+        for name in ("overrides", "weights"):
+            numbers: object = getattr(concurrency, name)
+            # Of another mapping than a dict nothing is known, such as whether it can be listed.
+            for key in cast("dict[object, object]", numbers) if isinstance(numbers, dict) else ():
+                try:
+                    self.check(key)
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"Concurrency({name}=...): {error}") from None
 
     def _refuse_context(self, key: object, name: Callable[[Any], Hashable]) -> None:
         """Refuse a context where the pool names tenants by a part of it."""

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from msgspec import UNSET, UnsetType
 
+from postroom.checking import check_function, check_optional
 from postroom.errors import ConfigurationError
 from postroom.log_fields import Log, Step
 from postroom.redaction import describe
@@ -43,6 +44,7 @@ class Opener:
             raise ConfigurationError(f"the resource provider is {type(provider).__name__}: it has to be {_EXPECTED}")
         if inspect.isasyncgenfunction(provider) or inspect.isgeneratorfunction(provider):
             raise ConfigurationError(f"the resource provider is a bare generator function: it has to be {_EXPECTED}")
+        check_function("ResourcePool(provider)", "(context)", provider)
         self.provider = provider
         self._cleanup = None if isinstance(cleanup, UnsetType) else cleanup
         self._unsaid = cleanup is UNSET
@@ -50,6 +52,7 @@ class Opener:
         if self._cleanup is not None and inspect.isasyncgenfunction(getattr(provider, "__wrapped__", None)):
             text = "cleanup= goes with an async function; here what follows the yield is the cleanup"
             raise ConfigurationError(text)
+        check_optional("ResourcePool(cleanup=...)", "(resources)", self._cleanup)
 
     def __call__(self, context: Any) -> AbstractAsyncContextManager[Any]:
         """Return what opens and closes the resources of ``context``."""

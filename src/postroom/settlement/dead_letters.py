@@ -92,6 +92,11 @@ class DeadLetters:
         """Whether there is a dead-letter queue."""
         return self._redrive.redrive is not None
 
+    def follows(self, receives: int) -> bool:
+        """Whether SQS hands a message out no more after so many receives, and moves it to a dead-letter queue."""
+        redrive = self._redrive.redrive
+        return redrive is not None and receives >= redrive.max_receive_count
+
     async def deliver(
         self, delivery: Delivery, reason: str, *, source: QueueInfo, sent: Callable[[Delivery], None]
     ) -> None:

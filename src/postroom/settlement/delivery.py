@@ -58,6 +58,8 @@ class Delivery(Ticket, eq=False, kw_only=True):
     """Why its last extension was not confirmed."""
     out_of_reach: bool = False
     """Whether that was SQS's fault, and not a refusal: nothing else can be sent to it either."""
+    overdue: str | None = None
+    """Why its time is over, where that was seen while the answer to what had left before was still to come."""
     slept: float = 0.0
     """Seconds that the machine was suspended in all, when the deadline was last set right."""
 
@@ -95,6 +97,7 @@ class Delivery(Ticket, eq=False, kw_only=True):
         self.receipt_handle = message.receipt_handle
         self.received_at = received_at
         self.deadline = received_at + visibility
+        self.overdue = None
         self.covered = True  # a refusal to extend the older receive says nothing of this one
 
     def account_for_sleep(self, slept: float) -> None:

@@ -49,6 +49,7 @@ _LATE: Final = 1.0
 _UNDELETED: Final = "%s of {} could not be deleted %s. Messages: %s"
 _UNRETURNED: Final = "%s of {} could not be given back %s. Messages: %s"
 _LOST: Final = "%s of {} were lost, too (%s): another consumer may have them. Messages: %s"
+_MOVED: Final = "is moved to the dead-letter queue by SQS, since this was its last receive"
 _NOWHERE: Final = "Rejected %s of {}, but the queue has no dead-letter queue (%s). Messages: %s"
 _STOPPED: Final = "the consumer stopped before SQS confirmed it: message {} comes back after its visibility timeout"
 
@@ -371,7 +372,10 @@ class Settler(Generic[D]):
     def expired(self, delivery: Delivery, cause: str) -> None:
         """Note that a delivery's time is over. What left in time, and is not answered yet, is waited for."""
         decision = delivery.decision
-        if delivery.lost or delivery.confirmed or (decision is not None and decision.on_its_way):
+        if delivery.lost or delivery.confirmed:
+            return
+        if decision is not None and decision.on_its_way:
+            delivery.overdue = cause
             return
         self._lose(delivery, cause)
 
@@ -526,25 +530,31 @@ class Settler(Generic[D]):
         """Note that a deadline has passed before the heartbeat told of it."""
         decision = delivery.decision
         if not delivery.lost and (decision is None or not decision.on_its_way):
-            self._lose(delivery, delivery.trouble or "its time is over")
+            self._lose(delivery, delivery.overdue or delivery.trouble or "its time is over")
 
     def _lose(self, delivery: Delivery, cause: str) -> None:
         if delivery.lost:
             return
         delivery.lost = True
         now, decision = self._time(), delivery.decision
-        if (late := now - delivery.deadline) >= _LATE:
+        late = now - delivery.deadline if delivery.overdue is None else 0.0  # what was seen in time is not late
+        if late >= _LATE:
             cause = "the event loop, the process or the machine stood still"
         shown = f"{cause}: it was noticed {late:.1f} s too late" if late >= _LATE else cause
+        last = self.dead_letters.follows(delivery.receives)
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:
             only = _only_if_it_exists(self._deletes.last_error if self._deletes.failing_since is not None else None)
-            cause = f"handled before, and will be handled again{only}: {cause}"
+            again = f"will be handled again{only}"
+            cause = f"handled before, and {f'each {_MOVED}' if last else again}: {cause}"
             text = (
                 "Message %s of %s was handled, but its acknowledgement is suppressed: it is not ours any longer "
-                f"after %.1f s (%s). It will be handled again{only}"
+                f"after %.1f s (%s). It {_MOVED if last else again}"
             )
         elif delivery.settlement is None:
-            text = "Lost message %s of %s after %.1f s: %s. Another consumer may have it"
+            cause = f"each {_MOVED}: {cause}" if last else cause
+            text = (
+                f"Lost message %s of %s after %.1f s: %s. {f'It {_MOVED}' if last else 'Another consumer may have it'}"
+            )
         else:
             cause = f"given back before, and SQS did not know it: {cause}"
             text = "Message %s of %s was given back, and its time was over after %.1f s before SQS knew it: %s"
@@ -560,8 +570,9 @@ class Settler(Generic[D]):
             self._end(Ending(delivery, Settlement.LOST))
 
     def _suppressed(self, delivery: Delivery) -> None:
-        text = "The acknowledgement of message %s of %s is suppressed: it was lost, and will be handled again"
-        self._tell_of_loss(delivery, "their handlers ended all the same: they will be handled again", text)
+        follows = _MOVED if self.dead_letters.follows(delivery.receives) else "will be handled again"
+        text = f"The acknowledgement of message %s of %s is suppressed: it was lost, and {follows}"
+        self._tell_of_loss(delivery, f"handled all the same: each {follows}", text)
 
     def _tell_of_loss(self, delivery: Delivery, cause: str, text: str, *arguments: object) -> None:
         """Name a message, or count it where many are lost: after a freeze or an outage it is all that is here."""

@@ -97,7 +97,7 @@ def texts(records: list[logging.LogRecord], level: int = logging.WARNING) -> lis
 
 def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """SQS moves it without a word: the consumer's line is the only one that says so. Once, and not where it rejects."""
-    moved = "failed at its last receive (2 of 2): SQS moves it to the dead-letter queue"
+    moved = "failed at its last receive (2 of 2) with ValueError: SQS moves it to the dead-letter queue"
     lines = texts(lines_of(caplog, fails=ValueError, receives=2, retry=RetryPolicy(base=0.1)))
     assert [moved in line for line in lines] == [False, False, True]
     assert "of tenant acme" in lines[2]
@@ -108,6 +108,9 @@ def test_a_message_that_sqs_makes_a_dead_letter_of_is_named(caplog: pytest.LogCa
     caplog.clear()
     lines = texts(lines_of(caplog, fails=ValueError, receives=1, ack=AckMode.MANUAL))
     assert moved.replace("2", "1") in lines[-1]
+    caplog.clear()
+    [line] = texts(lines_of(caplog, fails=lambda: Retry(delay=1), receives=2))  # which has no other line
+    assert moved.replace("ValueError", "Retry") in line
 
 
 def refuse_context(_: object) -> Any:

@@ -20,6 +20,7 @@ from postroom import (
     Shutdown,
     StopReason,
     Throttled,
+    run,
     serve,
 )
 from postroom.consumer.runner import run_to_exit
@@ -223,6 +224,16 @@ def test_nothing_to_run_and_a_wait_that_is_none_are_said() -> None:
         return await serve()
 
     assert in_world(scenario) is ExitCode.CONFIGURATION
+
+
+def test_run_in_a_loop_that_runs_says_what_to_write() -> None:
+    """A lifespan of a web application is such a place."""
+
+    async def scenario(world: World) -> None:
+        with pytest.raises(ConfigurationError, match=r"write `async with consumer:`, or `await serve\(consumer\)`"):
+            run(consumer(world.client))
+
+    in_world(scenario)
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -435,6 +446,10 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
 
         async def send_signals() -> None:
             await started.wait()
+            orders.tenants.pause(None)
+            world.send({})
+            while orders.statistics().held < 2:  # no slot is what the second one lacks
+                await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGTERM)
             await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGTERM)
@@ -444,5 +459,5 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
             code, _ = await asyncio.gather(serve(orders), send_signals())
     assert code is ExitCode.CANCELLED_WORK
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
-    assert any("SIGTERM: draining (orders: 1 handler runs, " in text for text in caplog.messages)
+    assert any("SIGTERM: draining (orders: 1 handler runs, 1 more message waits);" in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)

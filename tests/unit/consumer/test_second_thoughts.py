@@ -65,7 +65,7 @@ def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(caplog: pyte
             await asyncio.sleep(30)
 
     in_world(scenario)
-    assert sum(MOVED in each for each in caplog.messages) == 1
+    assert sum(f"{MOVED} with ctx.retry()" in each for each in caplog.messages) == 1
 
 
 def test_on_error_that_hangs_ends_in_time_and_takes_no_slot_for_good(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,16 @@ from typing import Any, Literal, NamedTuple, NewType, cast
 
 import pytest
 
-from postroom import ConfigurationError, Consumer, Message, MessageContext, Reject, ResourcePool, TenantState
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    Message,
+    MessageContext,
+    Reject,
+    ResourcePool,
+    TenantState,
+)
 from postroom.payloads import context_from_attributes
 from support.world import Tenant, World, in_world
 
@@ -123,6 +132,32 @@ async def test_every_decision_looks_at_its_key(act: str) -> None:
     with pytest.raises(ConfigurationError, match="named by its context"):
         await call()
     assert list(tenants) == []
+
+
+@pytest.mark.parametrize("number", ["overrides", "weights"])
+@pytest.mark.parametrize(
+    ("more", "key", "text", "right"),
+    [
+        ({"context": Tenant}, "acme", r"named by its context: write Tenant\(.* in place of 'acme'", Tenant("acme")),
+        ({"context": of_message}, Tenant("acme"), r"write a str in place of", "acme"),
+        ({}, "acme", r"no context=", None),
+    ],
+)
+def test_the_number_of_what_can_be_no_tenant_is_refused(
+    more: dict[str, Any], key: Any, text: str, right: Any, number: str
+) -> None:
+    """It would change nothing. When the consumer is made, and when it is changed."""
+
+    def of(tenant: object) -> Concurrency:
+        numbers: dict[str, Any] = {number: {tenant: 2}}
+        return Concurrency(**numbers)
+
+    with pytest.raises(ConfigurationError, match=rf"Concurrency\({number}=\.\.\.\): .*{text}"):
+        Consumer("q", concurrency=of(key), **more)
+    made: Consumer[Any, Any] = Consumer("q", concurrency=of(right), **more)
+    with pytest.raises(ConfigurationError, match=text):
+        made.adjust(of(key))
+    assert getattr(made.settings.concurrency, number) == {right: 2}
 
 
 def by_region() -> ResourcePool[Place, None]:

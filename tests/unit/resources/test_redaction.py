@@ -63,6 +63,8 @@ SECRET = "hunter2-S3CR3T"
         f"tool --api-key {SECRET}",
         f"host=db user=a pass={SECRET}",
         f"DB_PASS={SECRET}",
+        f"last_token_error: {SECRET}",
+        f"TokenError: password={SECRET}",
         f"PGPASS={SECRET}",
         f"psql --password '{SECRET} with blanks' failed",
         str(CalledProcessError(1, ["psql", "--password", SECRET, "-c", "x"])),
@@ -125,6 +127,9 @@ def test_a_secret_is_known_by_its_form(text: str) -> None:
     [
         'password authentication failed for user "app"',
         "the security token included in the request is invalid",
+        "asyncpg.exceptions.InvalidPasswordError: password authentication failed",
+        "botocore.exceptions.UnauthorizedSSOTokenError: The SSO session has expired",
+        "NoTokenException: expired 3 s ago",
         "no such file: /etc/postgresql/tenant.conf",
         "http://sqs:4566/000000000000/orders answered 503",
         'relation "orders" does not exist at character 15',

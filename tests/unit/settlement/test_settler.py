@@ -595,6 +595,68 @@ def test_many_lost_messages_are_told_of_by_their_number(why: str, caplog: pytest
     assert all(cause in text for text in folded)
 
 
+@pytest.mark.parametrize("receives", [2, 3])
+@pytest.mark.parametrize("acknowledged", ["in time", "late", "never"])
+def test_what_is_lost_at_its_last_receive_is_said_to_be_a_dead_letter(
+    receives: int, acknowledged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no reason there, and is not handled again: after two of three receives it is."""
+
+    async def slowly(_handles: Sequence[str]) -> list[EntryFailure]:
+        await asyncio.sleep(35)
+        raise ServiceUnavailable("no connection")
+
+    async def main() -> Desk:
+        async with desk(dead_letters=ScriptedQueue(), heartbeat=False) as made:
+            made.queue.on_delete = slowly
+            [delivery] = made.take(message(1, receive_count=receives))
+            if acknowledged == "in time":
+                made.settler.ack(delivery)
+            await asyncio.sleep(31)
+            if acknowledged == "late":
+                made.settler.ack(delivery)
+            await asyncio.sleep(60)
+            return made
+
+    made = run_virtual(main())
+    assert len(made.losses) == 1
+    said = [text for text in warnings(caplog) if "m1" in text]
+    assert len(said) == {"in time": 1, "late": 2, "never": 1}[acknowledged]
+    assert all(("is moved to the dead-letter queue by SQS" in text) is (receives == 3) for text in said)
+    assert all(("again" in text or "Another consumer" in text) is (receives == 2) for text in said)
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_what_waits_for_an_answer_is_not_said_to_have_stood_still(
+    caplog: pytest.LogCaptureFixture,
+    *,
+    sleeps: bool,
+) -> None:
+    """SQS is away: a delete fails long after the deadline, which was seen in time. Another one really is seen late."""
+
+    async def test(made: Desk) -> None:
+        async def slowly(_handles: Sequence[str]) -> list[EntryFailure]:
+            await asyncio.sleep(40)
+            raise ServiceUnavailable("no connection")
+
+        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            raise ServiceUnavailable("no connection")
+
+        made.queue.on_delete, made.queue.on_change = slowly, down
+        [delivery] = made.take(message(1))
+        if sleeps:
+            made.slept = 50.0
+        else:
+            made.settler.ack(delivery)
+        await asyncio.sleep(60)
+
+    made = scenario(test)
+    assert [delivery.message.id for delivery in made.losses] == ["m1"]
+    [told] = [text for text in warnings(caplog) if "m1" in text]
+    assert ("stood still" in told) is sleeps
+    assert ("no connection" in told) is not sleeps
+
+
 def test_the_acknowledgement_of_a_lost_message_is_said_to_be_suppressed(caplog: pytest.LogCaptureFixture) -> None:
     """Its handler went on to the end all the same."""
 
