@@ -156,7 +156,6 @@ class _Posting:
             for index, _ in self._waiting.drop_group(message.group_id):
                 self._outcome.unsent[index] = Unsent(index, unsent.code, text, retryable=True, behind=True)
 
-
     def _give_up_the_rest(self, failed: int) -> None:
         """Note what was not tried: the queue does not answer, and there is no time left."""
         code = self._outcome.unsent[failed].code
