@@ -4,6 +4,8 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import getpass
+import os
 import pathlib
 import re
 import unicodedata
@@ -28,6 +30,14 @@ def hide_passwords(text: str) -> str:
 def without_next_try(text: str) -> str:
     """Return what an error of a pool says without when it tries again, for where that means nothing."""
     return _NEXT_TRY.sub("", text)
+
+
+def present_user() -> str:
+    """Return who runs this process; in a container that may be a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user in /etc/passwd, and no LOGNAME or USER
+        return f"uid {os.getuid()}"
 
 
 def counted(count: int, one: str) -> str:

@@ -260,7 +260,7 @@ class Unsent:
     retryable: bool
     """Whether the same message may be accepted later."""
     behind: bool = False
-    """Whether it was not tried, because a message before it in its group was not sent."""
+    """Whether it was not tried: a message before it in its group was not sent, or no call was answered any longer."""
 
 
 class SendFailed(TransportError):

@@ -47,6 +47,9 @@ def _common(function: F) -> F:
         click.option("--tenant-from", default="group", show_default=True, envvar="POSTROOM_TENANT_FROM",
                      show_envvar=True, metavar="group|attribute:NAME|MODULE:CONSUMER",
                      help="What tells the tenant of a message: its group, an attribute, or a consumer's resolver."),
+        click.option("--directory", default=".", show_default=True, envvar="POSTROOM_DIRECTORY", show_envvar=True,
+                     type=click.Path(exists=True, file_okay=False, path_type=Path),
+                     help="Where the module of --tenant-from is looked for first."),
         click.option("--hold", default=120.0, show_default=True, type=Number(1, 43_200),
                      envvar="POSTROOM_HOLD", show_envvar=True,
                      help="Seconds until letters are visible again when this command is killed."),
@@ -296,7 +299,7 @@ def _in_loop(queue: str, options: dict[str, Any], work: "Callable[[DeadLetterQue
     from postroom.transports import AwsClient
 
     use_endpoint(options["endpoint_url"], options["region"])
-    tenant_of = _tenant_of(options["tenant_from"])
+    tenant_of = _tenant_of(options["tenant_from"], options["directory"])
 
     async def main() -> T:
         async with AwsClient() as client:
@@ -305,7 +308,7 @@ def _in_loop(queue: str, options: dict[str, Any], work: "Callable[[DeadLetterQue
     return asyncio.run(main())
 
 
-def _tenant_of(text: str) -> "TenantOf":
+def _tenant_of(text: str, directory: Path) -> "TenantOf":
     from postroom.dead_letters import tenant_by_attribute, tenant_by_consumer, tenant_by_group
 
     kind, _, name = text.partition(":")
@@ -317,7 +320,7 @@ def _tenant_of(text: str) -> "TenantOf":
         raise CommandError(f"--tenant-from takes group, attribute:NAME or MODULE:CONSUMER; got {text!r}")
     from postroom.cli.loading import load
 
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(directory.resolve()))
     consumers = load(text)
     if len(consumers) != 1:
         raise CommandError(f"{text!r} makes {len(consumers)} consumers; name one")

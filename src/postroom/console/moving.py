@@ -7,7 +7,6 @@ cancelled leads back to the old database. From then on it only goes forward, or 
 """
 
 import asyncio
-import getpass
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
@@ -23,7 +22,7 @@ from postroom.console.remote import RemoteConsole
 from postroom.consumer import Consumer
 from postroom.consumer.callables import check_callable, is_async
 from postroom.consumer.handover import ProbeOutcome
-from postroom.display import display_key
+from postroom.display import display_key, present_user
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import describe
@@ -226,7 +225,7 @@ class _Crowd:
             one: Any = each
             if not isinstance(one, Consumer | RemoteConsole):
                 raise ConfigurationError(f"{function}(tenant, ...) takes consumers and RemoteConsoles; got {one!r}")
-        self.operator = operator or getpass.getuser()
+        self.operator = operator or present_user()
         self.reason = f"{prefix}{reason}"
         self.tenant = tenant if isinstance(tenant, str) else display_key(tenant)
         consumers = [each for each in where if isinstance(each, Consumer)]

@@ -1,7 +1,6 @@
 """The HTTP API of a console, as a client: for the command line, and for moving tenants over several processes."""
 
 import asyncio
-import getpass
 import http.client
 import json
 import socket
@@ -12,6 +11,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlencode, urlsplit
 
 from postroom.checking import check_text
+from postroom.display import present_user
 from postroom.errors import ConfigurationError, PostroomError
 
 _LONGEST: Final = 64 * 1024 * 1024
@@ -76,7 +76,7 @@ class RemoteConsole:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigurationError(f"{url!r} is not a URL, such as http://127.0.0.1:8081/")
         self.url: str = url if url.endswith("/") else f"{url}/"
-        self._headers = {"X-Postroom-Operator": operator or getpass.getuser()}
+        self._headers = {"X-Postroom-Operator": operator or present_user()}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 

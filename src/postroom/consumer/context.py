@@ -207,9 +207,12 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
         await self._settles.acknowledge()
 
 
-def _key_of(message: Message, context: Any, key: str | None) -> MessageKey:
+def _key_of(message: Message, context: Any, key: Any) -> MessageKey:
     if key is None:
         return MessageKey(message.queue, message.id)
+    if not isinstance(key, str):  # its value is of the payload: it is not shown
+        text = f"ctx.transaction(key=...) takes a text: write key=str(order.id); got {type(key).__name__}"
+        raise ConfigurationError(text)
     if not 0 < len(key) <= _LONGEST_KEY or "\0" in key:
         text = f"ctx.transaction(key=...) takes 1 to {_LONGEST_KEY} characters, none of them NUL; got {len(key)}"
         raise ConfigurationError(text)

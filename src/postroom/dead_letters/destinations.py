@@ -69,6 +69,10 @@ class Destinations:
             return f"queue {found.name} is a FIFO queue, and it has no message group"
         return found
 
+    def give_up(self, home: Destination, why: str) -> None:
+        """Let the letters stay that would go to a queue: it refuses all of them."""
+        self._known.update({name: why for name, known in self._known.items() if known is home})
+
     async def _source(self, letter: DeadLetter) -> Destination | str:
         assert letter.source is not None  # noqa: S101 - looked at by its only caller
         found = self._known.get(letter.source)

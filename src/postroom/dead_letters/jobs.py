@@ -20,10 +20,11 @@ from postroom.dead_letters.outcome import Outcome, Progress
 from postroom.dead_letters.reading import DeadLetter, TenantOf, read
 from postroom.dead_letters.selecting import LetterFilter
 from postroom.dead_letters.walking import Walk, delete, patiently, tens
-from postroom.message import Message
+from postroom.errors import InvalidRequest, TransportError
+from postroom.message import Message, OutgoingMessage
 from postroom.options import MAX_BATCH
 from postroom.settlement.batcher import MAX_BYTES
-from postroom.transports.protocol import EntryFailure, Queue
+from postroom.transports.protocol import EntryFailure, Queue, SendResult, is_of_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +171,11 @@ class Job:
         return True
 
     async def _move(self, home: Destination, letters: Sequence[DeadLetter]) -> None:
-        outgoing = [letter.going_home(fifo=home.fifo) for letter in letters]
-        results = await patiently(home.queue.send, outgoing)
+        results = await self._send(home, [letter.going_home(fifo=home.fifo) for letter in letters])
         taken: dict[str, str] = {}
         for letter, result in zip(letters, results, strict=True):
-            if isinstance(result, EntryFailure):
-                self.outcome.kept[f"queue {home.name} refused it: {result.code}"] += 1
+            if isinstance(result, str):
+                self.outcome.kept[result] += 1
                 # What follows in its group would overtake it.
                 self._stuck.add(letter.group_id or "")
             else:
@@ -186,6 +186,26 @@ class Job:
         await self.note("sent", letters=list(taken), message_ids=list(taken.values()), to=home.arn)
         self.outcome.done += len(taken)
         await self._delete(list(taken))
+
+    async def _send(self, home: Destination, messages: Sequence[OutgoingMessage]) -> list[SendResult | str]:
+        """Return what became of each message: sent, or why it has to stay.
+
+        Raises:
+            TransportError: the queue takes nothing for now.
+        """
+        refused = f"queue {home.name} refused it"
+        try:
+            results = await patiently(home.queue.send, messages)
+        except TransportError as error:
+            if error.retryable:
+                raise
+            of_entry = isinstance(error, InvalidRequest) and not is_of_key(error.code)
+            if of_entry and len(messages) > 1:  # SQS refuses a whole call for one bad entry: each is asked alone
+                return [(await self._send(home, [each]))[0] for each in messages]
+            if not of_entry and self._homes is not None:  # denied, or gone: letters of other queues go on
+                self._homes.give_up(home, f"{refused}: {error}")
+            return [f"{refused}: {error.code if of_entry else error}"] * len(messages)
+        return [f"{refused}: {each.code}" if isinstance(each, EntryFailure) else each for each in results]
 
     async def _delete(self, ids: Sequence[str]) -> int:
         """Delete letters, note it, and return how many are gone."""

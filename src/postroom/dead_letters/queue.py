@@ -1,11 +1,11 @@
 """The letters of one dead-letter queue: look at them, send them home, delete them."""
 
-import getpass
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
+from postroom.checking import check_flag, check_function, check_kind, check_queue, is_number
 from postroom.dead_letters.destinations import Destinations
 from postroom.dead_letters.jobs import Job, Scene
 from postroom.dead_letters.journal import Journal
@@ -13,7 +13,7 @@ from postroom.dead_letters.outcome import Outcome, Progress
 from postroom.dead_letters.reading import DeadLetter, TenantOf, tenant_by_group
 from postroom.dead_letters.selecting import LetterFilter
 from postroom.dead_letters.walking import HOLD, Walk, patiently
-from postroom.display import counted
+from postroom.display import counted, present_user
 from postroom.errors import AccessDenied, ConfigurationError
 from postroom.log_fields import Log, Step, about
 from postroom.transports.protocol import Client, Queue
@@ -41,7 +41,8 @@ async def open_dead_letters(
             on to yet another queue.
         TransportError: it cannot be opened.
     """
-    if isinstance(hold, bool) or not 1 <= hold <= 43_200:
+    check_function("open_dead_letters(tenant_of=...)", "(Message) -> tenant", tenant_of)
+    if not is_number(hold) or not 1 <= hold <= 43_200:
         raise ConfigurationError(f"open_dead_letters(hold=...) takes seconds from 1 to 43200; got {hold!r}")
     opened = await client.queue(queue)
     info = opened.info
@@ -132,9 +133,12 @@ class DeadLetterQueue:
 
         Raises:
             ConfigurationError: a ``rate`` that is not above 0, no ``reason`` although it is no dry run.
-            TransportError: SQS refused for longer than a few seconds. Nothing is lost; run it again.
+            TransportError: SQS refused for longer than a few seconds. Nothing is lost; run it again. What one queue
+                refuses for good stays, and ``kept`` says why.
         """
-        _check("redrive", dry_run=dry_run, rate=rate, reason=reason)
+        _check("redrive", where, dry_run=dry_run, rate=rate, reason=reason, journal=journal)
+        if to is not None:
+            check_queue("redrive(to=...)", to)
         homes = Destinations(self._open_queue, self.arn, to=to)
         outcome = Outcome("redrive", dry_run)
         job = Job(self._scene, outcome, where, rate=rate, journal=journal, progress=progress, homes=homes)
@@ -152,7 +156,7 @@ class DeadLetterQueue:
         progress: Progress | None = None,
     ) -> Outcome:
         """Delete letters for good. Arguments and errors are those of ``redrive``."""
-        _check("purge", dry_run=dry_run, rate=rate, reason=reason)
+        _check("purge", where, dry_run=dry_run, rate=rate, reason=reason, journal=journal)
         job = Job(
             self._scene, Outcome("purge", dry_run), where, rate=rate, journal=journal, progress=progress, homes=None
         )
@@ -165,7 +169,7 @@ class DeadLetterQueue:
         outcome.hidden = _hidden(said)
         if outcome.dry_run:
             return await job.run()
-        who = operator or getpass.getuser()
+        who = operator or present_user()
         name, meant = self._queue.info.name, job.where.described()
         _log.info(
             "%s of dead letters in %s by %s (%s): %s",
@@ -201,8 +205,12 @@ def _hidden(said: Mapping[str, str]) -> int:
     return sum(int(said.get(f"ApproximateNumberOfMessages{kind}", "0")) for kind in ("NotVisible", "Delayed"))
 
 
-def _check(name: str, *, dry_run: bool, rate: float, reason: str) -> None:
-    if isinstance(rate, bool) or not rate > 0:
+def _check(name: str, where: object, *, dry_run: object, rate: object, reason: object, journal: object) -> None:
+    check_kind(f"{name}(where)", where, LetterFilter, 'LetterFilter(tenant="acme")')
+    check_flag(f"{name}(dry_run=...)", dry_run)
+    if not is_number(rate) or not rate > 0:
         raise ConfigurationError(f"{name}(rate=...) takes letters per second, above 0; got {rate!r}")
-    if not dry_run and not reason.strip():
+    if journal is not None:
+        check_kind(f"{name}(journal=...)", journal, Journal, 'with Journal("redrive.jsonl") as journal')
+    if not dry_run and not (isinstance(reason, str) and reason.strip()):
         raise ConfigurationError(f"{name}(dry_run=False) needs reason=...: it is kept in the journal and the log")

@@ -7,6 +7,7 @@ received is visible again after ``hold`` seconds.
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from itertools import takewhile
 from typing import Final, ParamSpec, TypeVar
 
 from postroom.display import counted
@@ -103,8 +104,9 @@ class Walk:
 
     async def extend(self) -> None:
         """Extend what has less than half of its time left. To be called while anything else is waited for."""
-        now = self._time()
-        late = [key for key, (deadline, _) in self._held.items() if deadline - now < self._hold / 2]
+        soon = self._time() + self._hold / 2
+        # The oldest first: this is asked with each receive, and there may be a hundred thousand.
+        late = [key for key, _ in takewhile(lambda held: held[1][0] < soon, self._held.items())]
         for batch in tens(late):
             changes = [VisibilityChange(self._held[key][1], int(self._hold)) for key in batch]
             began = self._time()

@@ -9,7 +9,7 @@ keeps (``hold``), because the store may have given the rest away. So no answer h
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
@@ -17,7 +17,7 @@ from postroom.fleet.names import name_or_none
 from postroom.fleet.options import Fleet
 from postroom.fleet.protocol import Answer, Ask, Grant, Request
 from postroom.scheduling import Bound
-from postroom.tasks import heed
+from postroom.scheduling.limits import Chosen
 
 UNLIMITED: Final = 1_000_000
 """The cap of a tenant that has none."""
@@ -119,9 +119,7 @@ class Ledger:
         self._last = float("-inf")
         self._last_full = float("-inf")
         self._looked = float("-inf")
-        overrides = fleet.overrides
-        chooses = cast("Mapping[Any, int]", overrides).get if isinstance(overrides, Mapping) else overrides
-        self._overrides: Callable[[Any], int | None] | None = chooses
+        self._caps = Chosen("Fleet(overrides=...)", fleet.per_tenant, fleet.overrides, whole=True)
 
     # -- what the scheduler asks --------------------------------------------------------------------------------
 
@@ -199,16 +197,7 @@ class Ledger:
         own = self._limits.get(tenant)
         if own is not None:
             return own
-        chosen = None
-        if self._overrides is not None:
-            try:
-                chosen = self._overrides(tenant)
-            except BaseException as error:  # a choice that fails is the default, as with ``Concurrency(overrides=)``
-                heed(error)
-                chosen = None
-        # Not True, which the store would read as a text.
-        if not isinstance(chosen, int) or isinstance(chosen, bool) or chosen <= 0:
-            chosen = self.fleet.per_tenant
+        chosen = cast("int | None", self._caps(tenant))
         return None if chosen is None else min(chosen, UNLIMITED)  # the store cannot count up to just any number
 
     def rate_of(self, tenant: Hashable) -> float | None:

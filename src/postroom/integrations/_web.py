@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -44,7 +44,8 @@ async def started(parts: Sequence[Any], app: Any) -> AsyncGenerator[dict[str, An
         made = parts[0](app)
         made = await made if inspect.isawaitable(made) else made
     named: dict[str, Any] = dict(cast("Mapping[str, Any]", made)) if isinstance(made, Mapping) else {}
-    several: list[Any] = list(named.values()) or ([made] if isinstance(made, AbstractAsyncContextManager) else [*made])
+    is_one = isinstance(made, AbstractAsyncContextManager) or not isinstance(made, Iterable)
+    several: list[Any] = list(named.values()) or ([made] if is_one else [*made])
     if wrong := [part for part in several if not isinstance(part, AbstractAsyncContextManager)]:
         raise ConfigurationError(f"the function of lifespan() makes {type(wrong[0]).__name__}, which cannot be entered")
     async with AsyncExitStack() as stack:

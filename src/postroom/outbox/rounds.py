@@ -81,7 +81,7 @@ class Queues:
         self._senders = dict(known)
         self._client = client
         self._stack = AsyncExitStack()
-        self._opening = asyncio.Lock()
+        self._opening: dict[str, asyncio.Lock] = {}  # one each: a queue that is slow to open holds up no other
         self.pauses: Pauses = Pauses()
 
     async def __aenter__(self) -> Self:
@@ -115,7 +115,7 @@ class Queues:
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:
-        async with self._opening:
+        async with self._opening.setdefault(queue, asyncio.Lock()):
             sender = self._senders.get(queue)
             if sender is None:
                 sender = Sender[Any](queue, retry=_RETRY, client=self._client)

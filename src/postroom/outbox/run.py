@@ -21,7 +21,7 @@ _log = Log("postroom.outbox", Step.SEND)
 ROUNDS: Final = 10
 """Rounds for one tenant before it is the next one's turn."""
 _GRACE: Final = 15.0
-"""Seconds that rounds under way have at the end. A call that SQS does not answer takes ten."""
+"""Seconds that rounds under way have at the end. Rows of a call that SQS has not answered by then stay."""
 PATIENCE: Final = 3.0
 """Seconds for which a worker waits for one look. A database that hangs holds up no other tenant for longer."""
 ANSWER: Final = 60.0

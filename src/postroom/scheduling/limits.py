@@ -1,7 +1,8 @@
 """How much one tenant may have: caps and weights, the same for all or chosen per tenant, and live."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from postroom.checking import shown
 from postroom.display import display_key
@@ -15,24 +16,29 @@ _MOST: Final = 1e9
 """More is no number of handlers, and no weight."""
 
 N = TypeVar("N", int, float)
+D = TypeVar("D", bound=float | None)
 
 PerTenant = Mapping[Any, N] | Callable[[Any], N | None]
 
 
-class Chosen:
+class Chosen(Generic[D]):
     """A number per tenant: a default, and who has another one.
 
     A mapping is asked again whenever it matters, so that changing it takes effect at once. A function may return None
     for the default.
     """
 
-    __slots__ = ("_default", "_least", "_name", "_of", "_said")
+    __slots__ = ("_default", "_least", "_most", "_of", "_said", "_what", "_whole")
 
-    def __init__(self, name: str, default: float, of: PerTenant[int] | PerTenant[float] | None) -> None:
-        self._name = name
-        self._least = 1 if name == "overrides" else 1e-9
+    def __init__(
+        self, what: str, default: D, of: PerTenant[int] | PerTenant[float] | None, *, whole: bool = False
+    ) -> None:
+        self._what = what
+        self._whole = whole
+        self._most = math.inf if whole else _MOST
+        self._least = 1 if "overrides" in what else 1e-9
         self._said = False
-        self._default = default
+        self._default: D = default
         self._of: Callable[[Any], float | None] | None
         self._of = cast("Mapping[Any, float]", of).get if isinstance(of, Mapping) else of
 
@@ -41,7 +47,7 @@ class Chosen:
         """Whether anybody may have another number than the default."""
         return self._of is not None
 
-    def __call__(self, tenant: Hashable) -> float:
+    def __call__(self, tenant: Hashable) -> D | float:
         """Return a tenant's number. A choice that fails, or makes no sense, is the default."""
         if self._of is None:
             return self._default
@@ -53,8 +59,9 @@ class Chosen:
             return self._default
         if chosen is None:
             return self._default
-        if isinstance(chosen, int | float) and self._least <= chosen < _MOST and chosen is not True:
-            return chosen
+        is_number = isinstance(chosen, int) or (isinstance(chosen, float) and not self._whole)
+        if is_number and self._least <= chosen < self._most and chosen is not True:
+            return cast("float", chosen)
         self._say(tenant, "chose %s, which is no such number", shown(chosen))
         return self._default
 
@@ -62,6 +69,7 @@ class Chosen:
         """Tell of it once: a tenant's number is asked for with each decision."""
         if not self._said:
             self._said = True
-            text = f"Concurrency(%s=...) for tenant %s {what}; %g applies where that happens (said once)"
+            instead = "no limit" if self._default is None else f"{min(self._default, _MOST):g}"
+            text = f"%s for tenant %s {what}; %s applies where that happens (said once)"
             extra = about(tenant=tenant)
-            _log.error(text, self._name, display_key(tenant), detail, self._default, extra=extra)
+            _log.error(text, self._what, display_key(tenant), detail, instead, extra=extra)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from postroom.message import MessageAttribute, OutgoingMessage
@@ -74,6 +74,11 @@ class Waiting:
     def drop_group(self, group: str | None) -> Iterable[Numbered]:
         """Take out all messages of a group."""
         return self._lines.pop(group, ())
+
+    def drop_all(self) -> Iterable[Numbered]:
+        """Take out all messages."""
+        lines, self._lines = self._lines, {}
+        return chain.from_iterable(lines.values())
 
     def _line_of(self, message: OutgoingMessage) -> "deque[Numbered]":
         return self._lines.setdefault(message.group_id if self._ordered else None, deque())

@@ -28,7 +28,8 @@ class SendRetry:
         attempts: calls for one message, the first one included.
         base: seconds before the second call; doubles up to ``cap``, less a random half.
         cap: the longest such pause.
-        within: seconds after which no further call is made for a send.
+        within: seconds after which nothing is tried again, and the first call that fails as a whole is the last one of
+            its send: the others could take as long.
 
     Only what may succeed later is tried again: throttling, a server error, no answer. The AWS client has tried a call
     three times by itself when it fails here.
@@ -90,6 +91,7 @@ class _Posting:
         self._waiting = Waiting(messages, ordered=self._ordered)
         self._tries = Counter[int]()
         self._outcome = Outcome([None] * len(messages), {})
+        self._failed = False  # whether the last call failed as a whole, for now
 
     async def run(self) -> Outcome:
         """Send batch after batch, with a pause before each that has something to try again."""
@@ -107,7 +109,9 @@ class _Posting:
         """Send one batch, and return what is to be tried again."""
         again: list[Numbered] = []
         self._outcome.of_queue.difference_update(index for index, _ in batch)  # what the try before said of them
-        for (index, message), result in zip(batch, await self._results(batch), strict=True):
+        results = await self._results(batch)
+        late = self._time() >= self._until
+        for (index, message), result in zip(batch, results, strict=True):
             if isinstance(result, SendResult):
                 self._outcome.message_ids[index] = result.message_id
                 continue
@@ -116,17 +120,21 @@ class _Posting:
             if is_of_key(result.code):
                 self._outcome.of_queue.add(index)
             unsent = Unsent(index, result.code, _said(result), retryable=not result.sender_fault)
-            if unsent.retryable and self._tries[index] < self._retry.attempts and self._time() < self._until:
+            if unsent.retryable and self._tries[index] < self._retry.attempts and not late:
                 again.append((index, message))
             else:
                 self._give_up(message, unsent)
+        if late and self._failed:
+            self._give_up_the_rest(next(index for index, _ in batch if index in self._outcome.unsent))
         return again
 
     async def _results(self, batch: Sequence[Numbered]) -> Sequence[SendResult | EntryFailure]:
+        self._failed = False
         try:
             async with asyncio.timeout(ANSWER):
                 return checked_results(await self._queue.send([message for _, message in batch]), len(batch))
         except TimeoutError:
+            self._failed = True
             text = f"no answer within {ANSWER:g} s; SQS may have taken it"
             return [EntryFailure(0, "TimeoutError", text)] * len(batch)
         except InvalidRequest as error:
@@ -136,7 +144,7 @@ class _Posting:
             return [EntryFailure(0, error.code or type(error).__name__, str(error), sender_fault=True)] * len(batch)
         except PostroomError as error:  # also ClosedError: what was sent before it is to be told
             self._outcome.of_queue.update(index for index, _ in batch)
-            retryable = isinstance(error, TransportError) and error.retryable
+            self._failed = retryable = isinstance(error, TransportError) and error.retryable
             code = getattr(error, "code", "") or type(error).__name__
             return [EntryFailure(0, code, str(error), not retryable)] * len(batch)
 
@@ -147,6 +155,13 @@ class _Posting:
             text = f"entry {unsent.index} of its message group was not sent"
             for index, _ in self._waiting.drop_group(message.group_id):
                 self._outcome.unsent[index] = Unsent(index, unsent.code, text, retryable=True, behind=True)
+
+    def _give_up_the_rest(self, failed: int) -> None:
+        """Note what was not tried: the queue does not answer, and there is no time left."""
+        code = self._outcome.unsent[failed].code
+        text = f"not tried: entry {failed} was not sent, and {self._retry.within:g} s were over"
+        for index, _ in self._waiting.drop_all():
+            self._outcome.unsent[index] = Unsent(index, code, text, retryable=True, behind=True)
 
 
 def _said(failure: EntryFailure) -> str:

@@ -255,7 +255,8 @@ def test_what_cannot_be_entered_is_refused_at_once(parts: tuple[Any, ...]) -> No
 
 
 async def test_a_factory_that_makes_something_else_is_refused_when_it_is_called() -> None:
-    """It names what it made."""
-    with pytest.raises(ConfigurationError, match="makes int"):
-        async with for_starlette.lifespan(lambda app: [5])(Starlette()):  # type: ignore[list-item]
-            raise AssertionError("it started")
+    """It names what it made, also where a `return` was forgotten."""
+    for made, named in (([5], "int"), (5, "int"), (None, "NoneType")):
+        with pytest.raises(ConfigurationError, match=f"makes {named}"):
+            async with for_starlette.lifespan(lambda app, made=made: made)(Starlette()):  # type: ignore[misc]
+                raise AssertionError("it started")

@@ -112,6 +112,11 @@ def test_letters_are_listed_shown_redriven_and_purged_by_tenant(desk: Desk) -> N
         (["list", "nothing"], 2, "nothing"),
         (["list", "dead", "--older-than", "soon"], 2, "is not a duration"),
         (["list", "dead", "--tenant-from", "name"], 2, "takes group, attribute:NAME or MODULE:CONSUMER"),
+        (
+            ["list", "dead", "--tenant-from", "no_such.module:orders"],
+            2,
+            "say --directory",
+        ),
         (["show", "dead", "no-such-id"], 1, "no letter 'no-such-id'"),
         (["redrive", "dead", "--to", "dead"], 2, "is the dead-letter queue itself"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -340,8 +341,17 @@ def raised_by(use: Callable[[Order, Any], Any]) -> list[BaseException]:
     return [failure.error for failure in office.failures]
 
 
-@pytest.mark.parametrize("key", ["", "k" * 501, "a\0b"])
-def test_a_key_that_no_database_could_keep_is_refused(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("", "1 to 500 characters"),
+        ("k" * 501, "1 to 500 characters"),
+        ("a\0b", "1 to 500 characters"),
+        (4711, "write key=str(order.id); got int"),
+        (UUID(int=1), "write key=str(order.id); got UUID"),
+    ],
+)
+def test_a_key_that_no_database_could_keep_is_refused(key: Any, text: str) -> None:
     """Before anything is begun."""
 
     async def handle(_: Order, ctx: Ctx) -> None:
@@ -350,7 +360,7 @@ def test_a_key_that_no_database_could_keep_is_refused(key: str) -> None:
 
     (error,) = raised_by(handle)
     assert isinstance(error, ConfigurationError)
-    assert "1 to 500 characters" in str(error)
+    assert text in str(error)
 
 
 def test_an_acknowledgement_before_the_commit_is_refused() -> None:

@@ -22,11 +22,12 @@ from postroom.dead_letters import (
     tenant_by_consumer,
     tenant_by_group,
 )
-from postroom.errors import ConfigurationError, ServiceUnavailable
+from postroom.errors import AccessDenied, ConfigurationError, InvalidRequest, QueueNotFound, ServiceUnavailable
 from postroom.local.shapes import AttributeValue, Send
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import unwrap_sns
 from postroom.settlement import letters
+from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure
 from support.envelopes import S3_TEST, sns
 from support.world import Order, Tenant, World, in_world
@@ -445,6 +446,48 @@ def test_a_send_that_sqs_refuses_for_now_is_tried_again() -> None:
     in_world(scenario)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "of_queue"),
+    [
+        (AccessDenied("no sqs:SendMessage"), True),
+        (QueueNotFound("queue 'orders' was deleted"), True),
+        (InvalidRequest("the key is disabled", code="KMS.DisabledException"), True),
+        (InvalidRequest("an attribute is invalid", code="InvalidParameterValue"), False),
+    ],
+)
+def test_a_letter_that_cannot_go_home_holds_up_no_other(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch, *, of_queue: bool
+) -> None:
+    """Neither what a queue refuses altogether those of other queues, nor one bad entry those of its call."""
+    send, refused = MemoryQueue.send, 0
+
+    async def refusing(queue: MemoryQueue, messages: Any) -> Any:
+        nonlocal refused
+        if queue.info.name == "orders" and (of_queue or any(each.body == "bad" for each in messages)):
+            refused += 1
+            raise refusal
+        return await send(queue, messages)
+
+    async def scenario(world: World) -> None:
+        async with world.client:
+            for name in ("orders", "others"):
+                world.create(name, dead_letters="dead", receives=1)
+                world.send("bad", queue=name)
+                for number in range(14):
+                    world.send(str(number), queue=name)
+                await moved_by_sqs(world, name)
+            monkeypatch.setattr(MemoryQueue, "send", refusing)
+            outcome = await (await desk(world)).redrive(dry_run=False, reason="try")
+            assert world.counts("others") == (15, 0)
+            stay = 15 if of_queue else 1
+            assert (world.counts(), world.counts("dead")) == ((15 - stay, 0), (stay, 0))
+            said = str(refusal) if of_queue else "InvalidParameterValue"
+            assert outcome.kept == {f"queue orders refused it: {said}": stay}
+            assert not of_queue or refused == 1  # what it refuses for good is not asked for again
+
+    in_world(scenario)
+
+
 def test_a_letter_that_sqs_does_not_delete_is_not_counted_as_gone() -> None:
     """It was refused for good in a call in which another one was refused for now, and then deleted."""
 
@@ -561,10 +604,24 @@ def test_acting_needs_a_reason_and_a_rate() -> None:
             await queue.purge(dry_run=False)
         with pytest.raises(ConfigurationError, match="above 0"):
             await queue.redrive(rate=0)
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"where": "acme"}, r"redrive\(where\) takes LetterFilter"),
+            ({"rate": "5"}, "above 0"),
+            ({"dry_run": "no"}, "takes True or False"),
+            ({"dry_run": False, "reason": None}, "needs reason="),
+            ({"journal": "redrive.jsonl"}, "takes Journal"),
+            ({"to": 5}, "name, URL or ARN"),
+        ]
+        for arguments, text in wrong:
+            with pytest.raises(ConfigurationError, match=text):
+                await queue.redrive(**arguments)
         with pytest.raises(ConfigurationError, match="is the dead-letter queue itself"):
             await queue.redrive(to="dead")
-        with pytest.raises(ConfigurationError, match="from 1 to 43200"):
-            await open_dead_letters(world.client, "dead", hold=0)
+        for hold in (0, "5"):
+            with pytest.raises(ConfigurationError, match="from 1 to 43200"):
+                await open_dead_letters(world.client, "dead", hold=hold)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=r"tenant_of=\.\.\.\) takes a function"):
+            await open_dead_letters(world.client, "dead", tenant_of="acme")  # type: ignore[arg-type]
 
     in_world(scenario)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from postroom.dead_letters import DeadLetterQueue, open_dead_letters
+from postroom.dead_letters.walking import Walk
 from postroom.errors import AccessDenied, ServiceUnavailable
 from postroom.transports.protocol import VisibilityChange
 from support.world import World, in_world
@@ -60,6 +61,34 @@ def test_a_run_that_waits_for_its_turn_stops_at_once() -> None:
             assert loop.time() < 62
             assert (outcome.stopped, outcome.done) == (True, 10)
             assert (world.counts("other"), world.counts("dead")) == ((10, 0), (40, 0))
+
+    in_world(scenario)
+
+
+def test_a_receive_does_not_go_through_all_letters_that_are_held() -> None:
+    """There may be a hundred thousand, in ten thousand receives."""
+
+    class Counted(dict[str, tuple[float, str]]):
+        looks = 0
+
+        def items(self) -> Any:
+            for each in super().items():
+                self.looks += 1
+                yield each
+
+    async def scenario(world: World) -> None:
+        async with world.client:
+            await letters(world, 200)
+            walk = Walk(await world.client.queue("dead"), hold=HOLD)
+            held = walk._held = Counted()
+            receives = [len(batch) async for batch in walk.batches()]
+            assert sum(receives) == 200
+            assert held.looks <= 2 * len(receives)
+            await asyncio.sleep(HOLD * 0.6)
+            await walk.extend()
+            assert all(walk.owns(each) for each in list(held))
+            await asyncio.sleep(HOLD * 0.6)
+            assert world.counts("dead") == (0, 200)
 
     in_world(scenario)
 

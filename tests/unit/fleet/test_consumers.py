@@ -55,6 +55,35 @@ def test_a_limit_that_is_true_or_false_is_the_default() -> None:
     assert {type(ask.cap) for _, request in state.requests for ask in request.asks} == {int}
 
 
+def _fails(tenant: Tenant) -> int:
+    raise LookupError(f"no limit of {tenant.tenant_id} at postgresql://app:hunter2@db/limits")
+
+
+@pytest.mark.parametrize(
+    ("chooses", "per_tenant", "said"),
+    [
+        (_fails, 3, "failed: LookupError: no limit of a at postgresql://app:***@db/limits; 3 applies"),
+        (lambda _: "many", None, "chose str, which is no such number; no limit applies"),
+    ],
+)
+def test_a_limit_that_cannot_be_chosen_is_told_once(
+    chooses: Any, per_tenant: int | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default applies, which may be no limit at all."""
+
+    async def scenario(world: World) -> Diary:
+        world.create()
+        diary = Diary()
+        world.send_orders(*map(str, range(10)), tenant="a", seconds=0.5)
+        async with replica(world, diary, Fleet(FaultyState(), per_tenant=per_tenant, overrides=chooses)):
+            await asyncio.sleep(10)
+        return diary
+
+    assert in_world(scenario).most == {"a": per_tenant or 8}
+    [line] = [each for each in caplog.messages if "overrides" in each]
+    assert line.startswith(f"Fleet(overrides=...) for tenant a:eu-west-1 {said}")
+
+
 def test_a_tenant_alone_may_use_the_local_limit() -> None:
     """F4: what no other replica needs is granted at once, up to what the replica itself allows."""
 

@@ -161,3 +161,28 @@ def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
     )
     assert str(error) in kept
     assert again == "Queue invoices takes messages of outboxes again"
+
+
+def test_a_queue_that_is_slow_to_open_holds_up_no_other() -> None:
+    """Such as one of a region that this network does not reach."""
+
+    class Client(MemoryClient):
+        async def queue(self, name: str) -> MemoryQueue:
+            if name == "far":
+                await asyncio.sleep(60)
+            return await super().queue(name)
+
+    async def main() -> float:
+        time = asyncio.get_running_loop().time
+        async with LocalBroker() as broker, Client(broker) as client, Queues({}, client) as queues:
+            broker.create_queue("far")
+            broker.create_queue("near")
+            far = [asyncio.create_task(queues.post("far", [OutgoingMessage(body="1")])) for _ in range(2)]
+            await asyncio.sleep(1)
+            began = time()
+            assert not await queues.post("near", [OutgoingMessage(body="2")])
+            seconds = time() - began
+            assert await asyncio.gather(*far) == [{}, {}]
+            return seconds
+
+    assert run_virtual(main()) < 1

@@ -648,6 +648,31 @@ def test_a_call_that_fails_is_tried_again_within_bounds() -> None:
         assert calls <= len(queue.calls) <= 2 * calls
 
 
+@pytest.mark.parametrize("fifo", [False, True])
+def test_many_messages_do_not_wait_one_by_one_for_a_queue_that_does_not_answer(*, fifo: bool) -> None:
+    """Each call would take a minute: the first one behind the time limit is the last one."""
+
+    class Silent(Refusing):
+        async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+            if self.taken:
+                await asyncio.sleep(3600)
+            return await super().send(messages)
+
+    async def scenario(world: World) -> tuple[Outcome, float]:
+        began = asyncio.get_running_loop().time()
+        name = "orders.fifo" if fifo else "orders"
+        async with Sender(name, client=OneQueue(Silent(fifo=fifo))) as sender:
+            outcome = await sender.post([sender.message(str(number), group=str(number % 20)) for number in range(100)])
+        return outcome, asyncio.get_running_loop().time() - began
+
+    outcome, seconds = in_world(scenario)
+    assert seconds <= 60.1
+    assert [each is not None for each in outcome.message_ids] == [True] * 10 + [False] * 90
+    assert [outcome.unsent[number].behind for number in range(10, 100)] == [False] * 10 + [True] * 80
+    assert all(each.retryable for each in outcome.unsent.values())
+    assert outcome.unsent[89].reason == "not tried: entry 10 was not sent, and 30 s were over"
+
+
 def test_nothing_overtakes_in_a_group_of_a_fifo_queue() -> None:
     """A batch has one message of each group; behind one that was not sent nothing of its group is sent."""
     queue = Refusing(fifo=True, refuse={"a2": ["Throttled"], "b2": ["Never"]})
