@@ -45,7 +45,7 @@ async def started(parts: Sequence[Any], app: Any) -> AsyncGenerator[dict[str, An
         made = await made if inspect.isawaitable(made) else made
     named: dict[str, Any] = dict(cast("Mapping[str, Any]", made)) if isinstance(made, Mapping) else {}
     is_one = isinstance(made, AbstractAsyncContextManager) or not isinstance(made, Iterable)
-    several: list[Any] = list(named.values()) or ([made] if is_one else [*made])
+    several: list[Any] = list(named.values()) or ([made] if is_one else list(cast("Iterable[Any]", made)))
     if wrong := [part for part in several if not isinstance(part, AbstractAsyncContextManager)]:
         raise ConfigurationError(f"the function of lifespan() makes {type(wrong[0]).__name__}, which cannot be entered")
     async with AsyncExitStack() as stack:
