@@ -87,8 +87,8 @@ async def test_a_thread_that_hangs_is_given_up_after_its_time(caplog: pytest.Log
 
         @orders.handler
         def handle(body: dict[str, Any], ctx: MessageContext) -> None:
-            loop.call_soon_threadsafe(begun.set)
-            release.wait(LONG)
+            # One line: it may not have gone on when the consumer looks where it is.
+            _ = loop.call_soon_threadsafe(begun.set), release.wait(LONG)
 
         there.send({})
         async with asyncio.timeout(LONG / 2), orders:
