@@ -432,7 +432,8 @@ class OpenBackoff:
     """How long a context is left alone after its resources failed to open.
 
     Args:
-        base: seconds after the first failure of an outage; doubles with each further one, with full jitter.
+        base: seconds after the first failure of an outage; doubles with each further one, with full jitter. A longer
+            pause lasts no longer than the outage has lasted until then.
         cap: the longest such pause.
         permanent: seconds after a provider has said that there is no such tenant (``UnknownTenant``).
     """

@@ -82,7 +82,10 @@ class Cooling:
         now: float,
         in_use: bool = False,
     ) -> float:
-        """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling."""
+        """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling.
+
+        Beyond ``OpenBackoff(base=)`` it is no longer than the failures have lasted.
+        """
         record = self._remember_key(identity, context)
         # `distrust` makes records that have no failure: their `since` is not the start of an
         # outage.
@@ -92,7 +95,7 @@ class Cooling:
         record.permanent = permanent
         record.in_use = in_use
         record.cause = self._causes.keep(cause)
-        pause = self._backoff.permanent if permanent else self._pause(record.failures)
+        pause = self._backoff.permanent if permanent else self._pause(record.failures, now - record.since)
         record.until = now + pause
         return pause
 
@@ -137,11 +140,13 @@ class Cooling:
         """Return every remembered key with its context."""
         return [(identity, record.context) for identity, record in self.records.items()]
 
-    def _pause(self, failures: int) -> float:
+    def _pause(self, failures: int, lasted: float) -> float:
         # The exponent is bounded because 2.0 ** 1024 raises OverflowError, and a tenant that stays
         # down gets there.
-        ceiling = min(self._backoff.cap, self._backoff.base * 2.0 ** min(failures - 1, 64))
-        return self._jitter.uniform(0.0, ceiling)
+        base = self._backoff.base
+        ceiling = min(self._backoff.cap, base * 2.0 ** min(failures - 1, 64))
+        # Short draws in the beginning must not make the wait longer than the outage.
+        return min(self._jitter.uniform(0.0, ceiling), max(base, lasted))
 
     def _remember_key(self, identity: Identity, context: Any) -> Record:
         record = self.records.get(identity)

@@ -43,12 +43,22 @@ def test_pauses_grow_with_full_jitter_up_to_the_cap() -> None:
         pauses = []
         for seed in range(200):
             memory = Cooling(BACKOFF, 10, random.Random(seed))
-            pauses.append(
-                [memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=0.0) for _ in range(attempt)][-1]
-            )
+            # Minutes apart: a pause is no longer than the outage has lasted.
+            times = [100.0 * number for number in range(attempt)]
+            pauses.append([memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=at) for at in times][-1])
         assert max(pauses) <= ceiling
         assert max(pauses) > 0.8 * ceiling
         assert min(pauses) < 0.2 * ceiling
+
+
+def test_no_pause_is_longer_than_the_outage_has_lasted() -> None:
+    """Else a tenant that drew short pauses in the beginning would wait for a multiple of the outage after its end."""
+    for seed in range(200):
+        memory, now = Cooling(BACKOFF, 10, random.Random(seed)), 10.0
+        while now < 100.0:
+            pause = memory.failed(key(1), None, Cause(DOWN, None), permanent=False, now=now)
+            assert pause <= max(BACKOFF.base, now - 10.0)
+            now += max(pause, 0.01)
 
 
 def test_a_thousand_failures_do_not_overflow() -> None:
