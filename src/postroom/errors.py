@@ -284,7 +284,8 @@ class UnknownTenant(PostroomError, LookupError):
     """There is no such tenant. Raise it in a provider or a registry.
 
     It is the one way for a provider to say so: whatever else it raises is an outage, and its messages wait. A registry
-    of ``postroom.datasources`` may also return None or raise a ``LookupError``.
+    of ``postroom.datasources`` may also return None or raise a ``LookupError``, such as the ``KeyError`` of a table of
+    tenants.
     """
 
 

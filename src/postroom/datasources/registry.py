@@ -1,9 +1,10 @@
 """Who is a tenant, and where its data is: the registry decides, a message never does."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
-from typing import Any, Generic, cast
+from typing import Any, Final, Generic, cast
 
 from typing_extensions import TypeVar
 
@@ -12,6 +13,8 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, UnknownTenant
 from postroom.options import check_seconds
 from postroom.types import C
+
+_WORD: Final = re.compile(r"[^\W_]+")
 
 T = TypeVar("T", default=Any)
 Password = Callable[[], str | Awaitable[str]]
@@ -141,7 +144,8 @@ async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], cont
 
     Raises:
         UnknownTenant: it answers None, or raises a ``LookupError``, which is then the cause.
-            Whatever else it raises is its failure and passes through.
+            Whatever else it raises is its failure and passes through; so is a ``KeyError`` for one name, such
+            as ``"DSN"``, that has nothing of the context: it is of an environment variable, or of a field.
     """
     try:
         answer = registry(context)
@@ -149,6 +153,8 @@ async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], cont
     except UnknownTenant:
         raise
     except LookupError as error:
+        if not _is_about(error, context):
+            raise
         raise _unknown(context) from error
     if found is None:
         raise _unknown(context)
@@ -166,6 +172,21 @@ async def ask(password: Password) -> str:
     if not isinstance(found, str):
         raise ConfigurationError(f"DataSource(password=...) returned {type(found).__name__}; let it return a text")
     return found
+
+
+def _is_about(error: LookupError, context: object) -> bool:
+    """Whether what was looked up in vain may be the tenant. A name that has nothing of the context is not."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    shown = display_key(context)
+    if not isinstance(key, str) or " " in key or shown.startswith("<"):
+        return True
+    name = _words(key)
+    return any(_words(part) in name for part in shown.split(":") if part)
+
+
+def _words(text: str) -> str:
+    """Return a text as words: ``acme-corp`` is found in ``ACME_CORP_DSN``, and ``a`` is not in ``database``."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
 def _unknown(context: object) -> UnknownTenant:

@@ -102,6 +102,26 @@ async def test_none_and_a_lookup_error_mean_that_there_is_no_such_tenant() -> No
     assert repr(unknown.value.__cause__) == "KeyError('row 7')"
 
 
+@pytest.mark.parametrize(
+    "key", ["acme-corp", "ACME_CORP_DSN", "tenants/acme.corp", 4711, ("acme-corp", 1), Tenant("b")]
+)
+async def test_a_key_that_may_be_the_tenant_says_that_there_is_none(key: object) -> None:
+    """It names the tenant, or is the number that another table has for it."""
+    with pytest.raises(UnknownTenant):
+        await located(_raises(KeyError(key)), Tenant("acme-corp"))
+
+
+@pytest.mark.parametrize("key", ["DSN", "Item", "dsn_template", "ACME_EU_DSN", "database"])
+async def test_a_name_that_has_nothing_of_the_tenant_is_missing_for_all(key: str) -> None:
+    """An environment variable that a deployment lacks must not make each tenant unknown: their messages wait."""
+    for registry in (_raises(KeyError(key)), _raises_later(KeyError(key))):
+        with pytest.raises(KeyError) as failed:
+            await located(registry, Tenant("acme-corp"))
+        assert not isinstance(failed.value, UnknownTenant)
+    with pytest.raises(KeyError, match="database"):
+        await located(_raises(KeyError("database")), Tenant("a"))
+
+
 @pytest.mark.parametrize("error", [ConnectionError("registry is down"), TypeError(), TimeoutError(), RuntimeError()])
 async def test_a_registry_that_fails_does_not_say_that_a_tenant_is_unknown(error: Exception) -> None:
     """An outage of the registry must not cost a tenant its messages."""
