@@ -34,7 +34,7 @@ class FailureLog:
         tenant = tenant_in_words(job.tenant)
         for kind, what, step in _WHAT_FAILED:
             if isinstance(error, kind):
-                cause = _raised_by_the_user(error.__cause__)
+                cause = raised_by_the_user(error.__cause__)
                 if cause is not None and kind is ContextError and self._is_one_of_many(job, cause):
                     return
                 text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
@@ -67,7 +67,7 @@ class FailureLog:
         return True
 
 
-def _raised_by_the_user(error: BaseException | None) -> BaseException | None:
+def raised_by_the_user(error: BaseException | None) -> BaseException | None:
     """Return an error that came out of the user's code, or of what that called: its traceback tells where."""
     trace: TracebackType | None = None if error is None else error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -304,8 +304,11 @@ class Intake:
             job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
+            self._source.resolver.failed(job, error, now)
         else:
             job.context = found
+            if self._source.resolver.failures:
+                self._source.resolver.succeeded(now)
             # Here, and not per queue: only now are both the sender's group and the tenant known.
             # Not by `group_id`: on Python 3.11 a property costs several times what this does.
             if self._grouping is not None and "MessageGroupId" in message.system_attributes:

@@ -560,8 +560,10 @@ class Pipeline:
         # What was not tried has no more attempts each time, as in a quarantine: its receives space it out.
         number = job.attempt if job.started or job.counted else job.receives
         delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
+        if job.problem is not None:
+            return max(delay, job.source.resolver.spacing(job))
         # A retry that comes before the pool tries again would spend a receive for nothing.
-        if self._pool is not None and self._pool.troubled and job.problem is None:
+        if self._pool is not None and self._pool.troubled:
             delay = max(delay, self._pool.retry_after(job.context))
         return delay
 

@@ -7,6 +7,7 @@ from postroom.consumer.choices import Choice, choice
 from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
+from postroom.consumer.resolver_health import ResolverHealth
 from postroom.consumer.settings import Settings
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility
@@ -54,6 +55,7 @@ class Source:
         self.facts = facts
         self.name: str = queue.info.name
         self.resolves: bool = settings.resolver is not None
+        self.resolver: ResolverHealth = ResolverHealth(self.name)
         self.fifo: bool = queue.info.fifo
         self.attempts: Attempts = Attempts(facts)
         self.tally: Tally = Tally() if tally is None else tally

@@ -1,0 +1,86 @@
+"""A context resolver that fails for everything: a mistake of a deployment must not make dead letters of a queue."""
+
+import asyncio
+import logging
+
+import pytest
+
+from postroom import Consumer, ContextError, MessageContext
+from postroom.message import Message
+from support.world import Order, Tenant, World, in_world
+
+
+class Deployment:
+    """A consumer with a resolver that misses something until it is there, and what its handler got."""
+
+    def __init__(self, world: World, *, receives: int, error: type[Exception] = KeyError) -> None:
+        world.create(dead_letters="dead", receives=receives)
+        self.broken = True
+        self.bad: set[str] = set()
+        self.handled: list[str] = []
+        self._error = error
+        self.consumer: Consumer[Tenant, None] = Consumer("orders", context=self._context, client=world.client)
+
+        @self.consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            self.handled.append(order.order_id)
+
+    def _context(self, message: Message) -> Tenant:
+        if self.broken or any(f'"{name}"' in message.body for name in self.bad):
+            raise self._error("DSN")
+        return Tenant("a")
+
+
+@pytest.mark.parametrize("receives", [2, 3, 5, 10])
+def test_a_missing_variable_makes_no_dead_letters_within_ten_minutes(
+    receives: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All receives of nearly all messages were used up within half a minute. Then they are handled."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], int]:
+        there = Deployment(world, receives=receives)
+        world.send_orders(*map(str, range(200)))
+        async with there.consumer:
+            await asyncio.sleep(590)
+            dead = world.counts("dead")
+            there.broken = False
+            await asyncio.sleep(590)
+            return dead, len(set(there.handled))
+
+    with caplog.at_level(logging.WARNING):
+        assert in_world(scenario) == ((0, 0), 200)
+    told = [text for text in caplog.messages if text.startswith("The context resolver")]
+    assert "fails for everything in orders, for 10 messages in a row (last: KeyError: 'DSN')" in told[0]
+    assert "works again in orders" in told[1]
+    assert len(told) == 2
+
+
+def test_some_bad_messages_among_good_ones_are_tried_again_as_ever() -> None:
+    """They end as dead letters soon, and one context ends a row of failures."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        there = Deployment(world, receives=3)
+        there.broken = False
+        there.bad = {str(number) for number in range(0, 60, 2)}
+        async with there.consumer:
+            for number in range(60):
+                world.send_orders(str(number))
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(60)
+            return sum(world.counts("dead")), len(there.handled)
+
+    assert in_world(scenario) == (30, 30)
+
+
+def test_what_a_message_lacks_is_its_own_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """A resolver that says so by a ``ContextError`` is well, also where every message lacks it."""
+
+    async def scenario(world: World) -> int:
+        there = Deployment(world, receives=3, error=ContextError)
+        world.send_orders(*map(str, range(30)))
+        async with there.consumer:
+            await asyncio.sleep(60)
+            return sum(world.counts("dead"))
+
+    assert in_world(scenario) == 30
+    assert not [text for text in caplog.messages if "fails for everything" in text]
