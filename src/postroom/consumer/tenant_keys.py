@@ -13,6 +13,7 @@ from postroom.fleet import Fleet
 from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency
 from postroom.payloads import AttributeResolver
+from postroom.redaction import describe
 from postroom.resources import ResourcePool, display_key
 
 _log = Log("postroom.consumer", Step.POLICY)
@@ -86,7 +87,14 @@ class TenantKeys:
         """Refuse a context where the pool names tenants by a part of it."""
         if self._kinds and _fits(key, self._kinds):
             return
-        if self._contexts and isinstance(key, self._contexts) and (part := name(key)) != key:
+        if not (self._contexts and isinstance(key, self._contexts)):
+            return
+        try:
+            part = name(key)
+        except Exception as error:
+            text = f"the pool's key= names the tenants, and failed on {_named(key)}: {describe(error)}"
+            raise ConfigurationError(text) from error
+        if part != key:
             text = f"the pool's key= names this tenant {part!r}: write that in place of the context"
             raise ConfigurationError(f"{text} {_named(key)}")
 

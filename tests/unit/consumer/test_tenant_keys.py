@@ -169,6 +169,20 @@ def test_the_number_of_what_can_be_no_tenant_is_refused_of_a_fleet_too() -> None
     Consumer("q", context=Tenant, fleet=Fleet(MemoryState(), overrides={Tenant("acme"): 2}))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [(lambda _: None, "ValueError: it returned None"), (dict[Any, str]().__getitem__, "KeyError: ")],
+)
+def test_a_context_that_the_pool_has_no_key_for_is_refused(key: Any, said: str) -> None:
+    """In words that tell which function failed, and on what."""
+    pool = ResourcePool(nothing, cleanup=None, key=key)
+    text = rf"the pool's key= names the tenants, and failed on 'acme:eu-west-1' \(Tenant\): {said}"
+    with pytest.raises(ConfigurationError, match=text):
+        Consumer("q", context=Tenant, resources=pool).tenants.pause(Tenant("acme"))
+    with pytest.raises(ConfigurationError, match=rf"Concurrency\(overrides=\.\.\.\): {text}"):
+        Consumer("q", context=Tenant, resources=pool, concurrency=Concurrency(overrides={Tenant("acme"): 2}))
+
+
 def test_a_mapping_that_looks_up_a_part_of_a_tenant_is_accepted() -> None:
     """Its keys are no tenants."""
 
