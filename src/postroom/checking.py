@@ -3,8 +3,9 @@
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any, Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
@@ -42,19 +43,49 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)}")
     if is_error_class(value):
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
-    try:
-        signature = inspect.signature(cast("Callable[..., Any]", value))
-    except (ValueError, TypeError):  # written in C, or with a signature of its own: it shows no parameters
-        return
-    try:
-        signature.bind(*(None,) * arguments)
-    except TypeError:
-        bare = [
-            each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else _Some())
-            for each in signature.parameters.values()
-        ]
-        taken = f"takes {inspect.Signature(bare)}" if bare else "takes no argument"
-        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {shown(value)} {taken}") from None
+    for layer, only_too_few in called_and_wrapped(value):
+        try:
+            signature = inspect.signature(layer, follow_wrapped=False)
+        except (ValueError, TypeError):  # written in C, or with a signature of its own: it shows no parameters
+            return
+        try:
+            (signature.bind_partial if only_too_few else signature.bind)(*(None,) * arguments)
+        except TypeError:
+            bare = [
+                each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else _Some())
+                for each in signature.parameters.values()
+            ]
+            taken = f"takes {inspect.Signature(bare)}" if bare else "takes no argument"
+            text = f"{what} cannot be called as {call}, by position: {shown(value)} {taken}"
+            raise ConfigurationError(text) from None
+
+
+def called_and_wrapped(function: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:
+    """Yield what is called, and what its decorators pass all of ``*args`` on to.
+
+    A decorator may add arguments of its own; so of what is wrapped only too few places are a mistake.
+    """
+    layer: Any = function
+    if isinstance(function, staticmethod):
+        layer = function.__func__  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    yield layer, False
+    bound, layer = (layer.__self__, layer.__func__) if inspect.ismethod(layer) else (None, layer)
+    seen = {id(layer)}
+    while _passes_on(layer):
+        layer = layer.__wrapped__
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        yield layer if bound is None else MethodType(layer, bound), True
+
+
+def _passes_on(function: Any) -> bool:
+    inner = getattr(function, "__wrapped__", None)
+    if not inspect.isfunction(function) or not callable(inner):
+        return False
+    if hasattr(function, "__signature__") or hasattr(inner, "__signature__"):
+        return False  # it says by itself how it is called
+    return bool(function.__code__.co_flags & inspect.CO_VARARGS) and not function.__code__.co_argcount
 
 
 def check_plain(what: str, call: str, value: object, *, arguments: int = 1) -> None:

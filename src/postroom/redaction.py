@@ -54,8 +54,11 @@ _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[
 _URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
 _ASSIGNED: Final = re.compile(
     # Only from the beginning of a run of such characters: else one long word, such as Base64, takes seconds.
-    # What follows the name of an error is what it says: InvalidPasswordError: password authentication failed.
-    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}(?!(?:(?<=(?-i:Error))|(?<=(?-i:Exception))):\ )"
+    # What follows the name of an error is what it says, if it goes on after a plain word, as in InvalidPasswordError:
+    # password authentication failed, or tells the name of a secret itself. Else it may be the secret that was refused.
+    rf"(?P<head>(?<![\w.-])[\w.-]*{_WORD}[\w.-]{{0,200}}"
+    r"(?!(?-i:(?<=Error)|(?<=Exception)):\ (?:(?-i:[A-Z]?[a-z]{1,15}|[A-Z]{1,15}),?\ \S"
+    rf"|[\w.-]{{0,50}}{_WORD}[\w.-]{{0,50}}\s*[=:]))"
     rf"\\*['\"]?\s*(?:=>|[=:])\s*[bruf]{{0,2}})(?P<value>{_VALUE})",
     re.IGNORECASE,
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from postroom.display import counted
 from postroom.log_fields import Log, Step
@@ -21,8 +21,10 @@ _log = Log("postroom", Step.LOOP)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ends: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, list[Callable[[BaseException], None]]]] = WeakKeyDictionary()
-"""What ends in order when the program is to end, by the event loop in which it runs."""
+_Ends = list[WeakMethod[Callable[[BaseException], None]]]
+_ends: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Ends]] = WeakKeyDictionary()
+"""What ends in order when the program is to end, by the event loop in which it runs. Weak, since each has its loop: one
+that is closed without a stop would never leave."""
 
 
 def clean(function: F) -> F:
@@ -106,10 +108,10 @@ def ends_the_program(error: BaseException) -> bool:
 
 
 def end_with_the_program(end: Callable[[BaseException], None]) -> Callable[[], None]:
-    """Have something of this event loop ended in order by ``heed``. Returns what ends that."""
+    """Have something of this event loop ended in order by ``heed``, by a method. Returns what ends that."""
     ends = _ends.setdefault(asyncio.get_running_loop(), [])
-    ends.append(end)
-    return functools.partial(ends.remove, end)
+    ends.append(WeakMethod(end))
+    return functools.partial(ends.remove, ends[-1])
 
 
 def heed(error: BaseException) -> None:
@@ -121,9 +123,10 @@ def heed(error: BaseException) -> None:
     if not ends_the_program(error):
         return
     try:
-        ends = tuple(_ends.get(asyncio.get_running_loop(), ()))
+        known = _ends.get(asyncio.get_running_loop(), ())
     except RuntimeError:  # in a thread, or after the loop's end
-        ends = ()
+        known = ()
+    ends = [end for each in known if (end := each()) is not None]
     if not ends:
         raise error
     for end in ends:

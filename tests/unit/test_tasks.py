@@ -1,11 +1,13 @@
 """How tasks are started."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, end_with_the_program
 
 
 async def work() -> str:
@@ -80,3 +82,22 @@ async def test_tasks_of_postroom_do_not_start_eagerly(made: bool) -> None:
         assert await task == "one"
     finally:
         loop.set_task_factory(None)
+
+
+def test_an_event_loop_that_ends_before_what_was_to_end_with_it_is_forgotten() -> None:
+    """As that of a consumer which was not stopped: what is to end knows its loop."""
+
+    class Run:
+        def __init__(self) -> None:
+            self.loop = asyncio.get_running_loop()
+
+        def end(self, error: BaseException) -> None: ...
+
+    async def main() -> weakref.ref[asyncio.AbstractEventLoop]:
+        run = Run()
+        end_with_the_program(run.end)
+        return weakref.ref(run.loop)
+
+    gone = asyncio.run(main())
+    gc.collect()
+    assert gone() is None

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -92,6 +92,12 @@ async def database(tenant: Tenant) -> AsyncIterator[str]:
     yield tenant.tenant_id
 
 
+@asynccontextmanager
+async def unasked() -> AsyncIterator[str]:
+    """Provide a resource without a context."""
+    yield ""
+
+
 async def opened(tenant: Tenant) -> str:
     """Return a resource."""
     return tenant.tenant_id
@@ -147,6 +153,26 @@ def handle(function: Any, **options: Any) -> Any:
 def sender(**options: Any) -> Sender[Any]:
     """Make a sender."""
     return Sender("orders", **options)
+
+
+def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate as dependency injection does: an argument is added."""
+
+    @wraps(function)
+    def inner(tenant: Tenant) -> Any:
+        return function("settings", tenant)
+
+    return inner
+
+
+def of_settings(settings: str, tenant: Tenant) -> AsyncIterator[str]:
+    """Open resources with an argument that a decorator adds."""
+    raise NotImplementedError
+
+
+def key_of_settings(settings: str, tenant: Tenant) -> str:
+    """Name a tenant with an argument that a decorator adds."""
+    raise NotImplementedError
 
 
 def pool(**options: Any) -> ResourcePool[Any, Any]:
@@ -212,6 +238,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         for name in ("key", "host", "check", "classify", "outage")
     ],
     (lambda: ResourcePool(lambda a, b: opened(a)), "ResourcePool(provider) cannot be called as (context)"),  # type: ignore[arg-type]
+    (lambda: ResourcePool(unasked), "ResourcePool(provider) cannot be called as (context)"),  # type: ignore[arg-type]
     (lambda: ResourcePool(opened, cleanup=5), "ResourcePool(cleanup=...) takes a function (resources); got 5"),  # type: ignore[arg-type]
     (lambda: ResourcePool(opened, cleanup=lambda: None), "ResourcePool(cleanup=...) cannot be called as (resources)"),  # type: ignore[arg-type, misc]
     (lambda: pool(key=lambda a, b, *, c=1: 1), "> takes (a, b, *, c=...)"),
@@ -339,6 +366,8 @@ def test_a_wrong_argument_is_refused_with_what_to_write(make: Callable[[], Any],
 def test_what_looks_unusual_and_works_is_accepted() -> None:
     """A method, a partial decorator, a provider that returns, observers from a generator, an error as the reason."""
     assert pool(key=lambda tenant, more=1: tenant, observers=(each for each in [print])).statistics().live == 0
+    for made in (with_settings(of_settings), asynccontextmanager(with_settings(of_settings))):
+        assert ResourcePool(made, cleanup=None, key=with_settings(key_of_settings)).statistics().live == 0
     assert consumer(context=Tenant, resources=opened, cleanup=None).queue == "orders"
     assert consumer(ack="always").settings.ack is AckMode.ALWAYS
     assert (Reject(ValueError("no price")).reason, Drop(5).reason) == ("no price", "5")  # type: ignore[arg-type]

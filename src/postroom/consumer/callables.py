@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from postroom.checking import called_and_wrapped
 from postroom.errors import ConfigurationError
 
 _GENERATOR = "it is a generator function, which would never run: remove the `yield`"
@@ -136,7 +137,7 @@ def _is_context(annotation: Any) -> bool:
 
 def _check_binds(what: str, call: str, function: object, arguments: int, *, hint: str = "", remedy: str = "") -> None:
     places = (None,) * arguments
-    for layer, only_too_few in _called_and_wrapped(_as_callable(function)):
+    for layer, only_too_few in called_and_wrapped(_as_callable(function)):
         try:
             signature = inspect.signature(layer, follow_wrapped=False)
         except (TypeError, ValueError):  # written in C: it shows no parameters
@@ -151,36 +152,9 @@ def _check_binds(what: str, call: str, function: object, arguments: int, *, hint
         raise ConfigurationError(text)
 
 
-def _called_and_wrapped(function: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:
-    """Yield what is called, and what its decorators pass all of ``*args`` on to.
-
-    A decorator may add arguments of its own; so of what is wrapped only too few places are a mistake.
-    """
-    layer: Any = function
-    if isinstance(function, staticmethod):
-        layer = function.__func__  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    yield layer, False
-    seen = {id(layer)}
-    while _passes_on(layer):
-        layer = layer.__wrapped__
-        if id(layer) in seen:
-            return
-        seen.add(id(layer))
-        yield layer, True
-
-
-def _passes_on(function: Any) -> bool:
-    inner = getattr(function, "__wrapped__", None)
-    if not inspect.isfunction(function) or not callable(inner):
-        return False
-    if hasattr(function, "__signature__") or hasattr(inner, "__signature__"):
-        return False  # it says by itself how it is called
-    return bool(function.__code__.co_flags & inspect.CO_VARARGS) and not function.__code__.co_argcount
-
-
 def _method_hint(function: object, name: str) -> str:
     """Return what to write instead, if it is a method that was registered inside of its class."""
-    functions = [layer for layer, _ in _called_and_wrapped(_as_callable(function)) if inspect.isfunction(layer)]
+    functions = [layer for layer, _ in called_and_wrapped(_as_callable(function)) if inspect.isfunction(layer)]
     if isinstance(function, staticmethod) or not any(_first_name(layer) in {"self", "cls"} for layer in functions):
         return ""
     last = name.rpartition(".")[2]

@@ -159,7 +159,7 @@ class Consumer(Generic[C, R]):
             fleet=checked_fleet(fleet, context),
         )
         self._keys = TenantKeys(context, resources)
-        self._keys.check_numbers(self._settings.concurrency)
+        self._keys.check_numbers(self._settings.concurrency, fleet)
         self.tenants: Tenants = Tenants(shared=fleet is not None, keys=self._keys)
         """Control of single tenants: pause, resume, drain, quarantine, limit, and a look at each."""
         self._handler: Callable[..., Any] | None = None
@@ -334,7 +334,7 @@ class Consumer(Generic[C, R]):
                 what can be no tenant of this consumer.
         """
         concurrency = checked("concurrency", concurrency, Concurrency)
-        self._keys.check_numbers(concurrency)
+        self._keys.check_numbers(concurrency, self._settings.fleet)
         if isinstance(self._handler, BatchHandler):
             self._handler.check_slots(concurrency, shared=self._settings.resolver is not None)
         if self._run is not None:

@@ -540,6 +540,7 @@ class Run(Generic[C, R]):
             left: float | None = None
             if unfinished:
                 self._diary.waits_for_handlers(ends - now)
+                left = _LOOK if self.scheduler.blocked else None
             elif startable:
                 self._diary.waits_for_tenants(startable, ends - now)
                 left = _LOOK

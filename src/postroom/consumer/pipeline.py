@@ -485,8 +485,9 @@ class Pipeline:
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
-        self._engine.rejections.nowhere(job, reason)
-        if isinstance(instruction, _Quarantined):
+        kept = isinstance(instruction, _Quarantined)
+        self._engine.rejections.nowhere(job, reason, comes_back=kept or self._ack_mode is not AckMode.ALWAYS)
+        if kept:
             self._retry(job, instruction)  # nothing may delete it, in any mode
         else:
             self._settle_failure(job, instruction)

@@ -94,11 +94,11 @@ class Rejections:
         arguments = (job.message.id, tenant, job.attempt, job.receives, after, why or "no reason given")
         _log.log(logging.INFO if why else logging.DEBUG, text, *arguments, extra=about(job, step=Step.HANDLER))
 
-    def nowhere(self, job: Job, reason: str) -> None:
-        """Log that a message is rejected, and that there is no dead-letter queue: it comes back, and may be again."""
+    def nowhere(self, job: Job, reason: str, *, comes_back: bool) -> None:
+        """Log that a message is rejected, and that there is no dead-letter queue. What comes back may be again."""
         tenant, why, name = tenant_in_words(job.tenant), redact(reason), job.source.name
         kind = _NUMBER.sub("…", why)
-        count = self._count(job.tenant, f"rejected in {name}: {kind}")
+        count = self._count(job.tenant, f"rejected in {name}: {kind}") if comes_back else 0
         if count > _LOUD:
             self._sharing(_NOWHERE.format(name), name).add(f"{tenant}: {kind}", job.message.id, job.tenant)
             return

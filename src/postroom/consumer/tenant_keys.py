@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, cast
 
 from postroom.errors import ConfigurationError
+from postroom.fleet import Fleet
 from postroom.log_fields import Log, Step, about
 from postroom.options import Concurrency
 from postroom.payloads import AttributeResolver
+from postroom.redaction import describe
 from postroom.resources import ResourcePool, display_key
 
 _log = Log("postroom.consumer", Step.POLICY)
@@ -61,26 +63,38 @@ class TenantKeys:
         elif known and key is not None:
             self._warn(key, known)
 
-    def check_numbers(self, concurrency: Concurrency) -> None:
+    def check_numbers(self, concurrency: Concurrency, fleet: Fleet | None) -> None:
         """Refuse the number of a tenant that no message can belong to: it would change nothing.
 
         Raises:
             ConfigurationError: as ``check``, for a key of ``overrides`` or ``weights``.
         """
-        for name in ("overrides", "weights"):
-            numbers: object = getattr(concurrency, name)
-            # Of another mapping than a dict nothing is known, such as whether it can be listed.
-            for key in cast("dict[object, object]", numbers) if isinstance(numbers, dict) else ():
+        numbers: dict[str, object] = {
+            "Concurrency(overrides=...)": concurrency.overrides,
+            "Concurrency(weights=...)": concurrency.weights,
+            "Fleet(overrides=...)": None if fleet is None else fleet.overrides,
+        }
+        for what, chosen in numbers.items():
+            # Of another mapping than a dict nothing is known, such as whether it can be listed, or what it looks up.
+            plain = isinstance(chosen, dict) and type(cast("dict[object, object]", chosen)).get is dict.get
+            for key in cast("dict[object, object]", chosen) if plain else ():
                 try:
                     self.check(key)
                 except ConfigurationError as error:
-                    raise ConfigurationError(f"Concurrency({name}=...): {error}") from None
+                    raise ConfigurationError(f"{what}: {error}") from None
 
     def _refuse_context(self, key: object, name: Callable[[Any], Hashable]) -> None:
         """Refuse a context where the pool names tenants by a part of it."""
         if self._kinds and _fits(key, self._kinds):
             return
-        if self._contexts and isinstance(key, self._contexts) and (part := name(key)) != key:
+        if not (self._contexts and isinstance(key, self._contexts)):
+            return
+        try:
+            part = name(key)
+        except Exception as error:
+            text = f"the pool's key= names the tenants, and failed on {_named(key)}: {describe(error)}"
+            raise ConfigurationError(text) from error
+        if part != key:
             text = f"the pool's key= names this tenant {part!r}: write that in place of the context"
             raise ConfigurationError(f"{text} {_named(key)}")
 

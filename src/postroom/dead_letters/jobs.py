@@ -70,7 +70,7 @@ class Job:
         self._pace = _Pace(rate)
         self._sent_before = set[str]() if journal is None else journal.already_sent(self._queue.info.arn)
         self._sent_now: set[str] = set()
-        self._stuck: set[str] = set()
+        self._stuck: set[tuple[str, str | None]] = set()
 
     async def run(self) -> Outcome:
         """Walk through the queue, and act on what is meant."""
@@ -112,7 +112,7 @@ class Job:
         elif outcome.dry_run:
             outcome.done += len(meant)
         elif meant and await self._turn(len(meant)):
-            outcome.done += await self._delete([each.id for each in meant if self._may_go(each, fifo=False)])
+            outcome.done += await self._delete([each.id for each in meant if self._may_go(each)])
 
     def _is_meant(self, letter: DeadLetter, now: float) -> bool:
         """Whether to act on a letter: not on one that this very run sent home and that has failed again since."""
@@ -144,7 +144,7 @@ class Job:
             if not await self._turn(len(batch)):
                 return
             # After the wait: what is visible again by then, another run may send home as well.
-            ready = [each for each in batch if self._may_go(each, fifo=home.fifo)]
+            ready = [each for each in batch if self._may_go(each, home if home.fifo else None)]
             if ready:
                 await _to_the_end(self._move(home, ready))
 
@@ -160,24 +160,28 @@ class Job:
             self._pace.take(count)
         return not stop.is_set()
 
-    def _may_go(self, letter: DeadLetter, *, fifo: bool) -> bool:
-        """Whether a letter is still ours, and on a FIFO queue no earlier one of its group stayed behind."""
+    def _may_go(self, letter: DeadLetter, fifo: Destination | None = None) -> bool:
+        """Whether a letter is still ours, and no earlier one stayed behind that goes to its group of a FIFO queue."""
         if not self._walk.owns(letter.id):
             self.outcome.kept["it was visible again before its turn came; run it again"] += 1
             return False
-        if fifo and letter.group_id in self._stuck:
+        if fifo is not None and (fifo.arn, letter.group_id) in self._stuck:
             self.outcome.kept["an earlier letter of its message group was refused"] += 1
             return False
         return True
 
     async def _move(self, home: Destination, letters: Sequence[DeadLetter]) -> None:
         results = await self._send(home, [letter.going_home(fifo=home.fifo) for letter in letters])
+        if results is None:
+            for letter in letters:  # each is noted and deleted by itself: the next one may end the run
+                await self._move(home, [letter])
+            return
         taken: dict[str, str] = {}
         for letter, result in zip(letters, results, strict=True):
             if isinstance(result, str):
                 self.outcome.kept[result] += 1
                 # What follows in its group would overtake it.
-                self._stuck.add(letter.group_id or "")
+                self._stuck.add((home.arn, letter.group_id))
             else:
                 taken[letter.id] = result.message_id
         self._sent_now.update(taken.values())
@@ -187,8 +191,8 @@ class Job:
         self.outcome.done += len(taken)
         await self._delete(list(taken))
 
-    async def _send(self, home: Destination, messages: Sequence[OutgoingMessage]) -> list[SendResult | str]:
-        """Return what became of each message: sent, or why it has to stay.
+    async def _send(self, home: Destination, messages: Sequence[OutgoingMessage]) -> list[SendResult | str] | None:
+        """Return what became of each message: sent, or why it has to stay; None if each has to be asked alone.
 
         Raises:
             TransportError: the queue takes nothing for now.
@@ -200,8 +204,8 @@ class Job:
             if error.retryable:
                 raise
             of_entry = isinstance(error, InvalidRequest) and not is_of_key(error.code)
-            if of_entry and len(messages) > 1:  # SQS refuses a whole call for one bad entry: each is asked alone
-                return [(await self._send(home, [each]))[0] for each in messages]
+            if of_entry and len(messages) > 1:  # SQS refuses a whole call for one bad entry
+                return None
             if not of_entry and self._homes is not None:  # denied, or gone: letters of other queues go on
                 self._homes.give_up(home, f"{refused}: {error}")
             return [f"{refused}: {error.code if of_entry else error}"] * len(messages)

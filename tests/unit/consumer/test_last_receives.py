@@ -151,6 +151,38 @@ def test_a_stop_waits_for_the_next_try_of_a_tenant(caplog: pytest.LogCaptureFixt
     assert "0 handlers" not in caplog.text
 
 
+def test_a_stop_tries_a_tenant_again_while_a_handler_of_another_one_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """Its database is back one second after the stop began; the handler does not end before the drain does."""
+
+    async def scenario(world: World) -> Stopped:
+        world.create(dead_letters="dead", receives=1)
+        databases, handled = Databases(), list[str]()
+        databases.failures["a"] = lambda: ConnectionRefusedError("down")
+        pool: ResourcePool[Tenant, Database] = ResourcePool(databases, backoff=OpenBackoff(base=10_000, cap=10_000))
+        orders = Consumer(
+            "orders", context=Tenant, resources=pool, client=world.client, shutdown=Shutdown(drain=10, cancel=1)
+        )
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+            await asyncio.sleep(order.seconds)
+            handled.append(order.order_id)
+
+        loop = asyncio.get_running_loop()
+        async with pool, orders:
+            world.send_orders("1")
+            world.send_orders("2", tenant="b", seconds=1000)
+            await asyncio.sleep(3)
+            loop.call_later(1, databases.failures.clear)
+            began = loop.time()
+        return Stopped(world, handled, began)
+
+    caplog.set_level(logging.INFO, logger="postroom")
+    stopped = in_world(scenario, seed=1)
+    assert (stopped.handled, stopped.dead) == (["1"], 1)
+    assert caplog.text.count("waiting up to 10 s for 1 handler") == 1
+
+
 def test_a_stop_does_not_wait_for_a_try_that_it_has_no_time_for() -> None:
     """It tries until its drain is over."""
     stopped = stop_while_tenant_is_down(down_for=1000)

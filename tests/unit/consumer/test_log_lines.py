@@ -498,6 +498,29 @@ def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog:
         assert sum(int(line.split()[0]) for line in shared) > 200
 
 
+def test_each_that_is_rejected_and_deleted_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a dead-letter queue, and with ``AckMode.ALWAYS``, its line is all that is left of it."""
+
+    async def scenario(world: World) -> list[str]:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.ALWAYS)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Reject(f"no such article: {order.order_id}")
+
+        sent = [world.send(Order(str(number))) for number in range(30)]
+        async with orders:
+            await asyncio.sleep(50)
+        assert world.counts() == (0, 0)
+        return sent
+
+    sent = in_world(scenario)
+    assert not [line for line in caplog.messages if "come back" in line or "share a line" in line]
+    named = [line.split()[1] for line in caplog.messages if "was rejected" in line]
+    assert sorted(named) == sorted(sent)
+
+
 def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     """A reason with line breaks cannot forge a line of the log."""
     Consumer("orders", context=Tenant).tenants.pause(Tenant("acme"), reason="migration\nERROR all is lost\x1b[31m")

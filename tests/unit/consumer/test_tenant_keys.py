@@ -13,12 +13,14 @@ from postroom import (
     Concurrency,
     ConfigurationError,
     Consumer,
+    Fleet,
     Message,
     MessageContext,
     Reject,
     ResourcePool,
     TenantState,
 )
+from postroom.fleet import MemoryState
 from postroom.payloads import context_from_attributes
 from support.world import Tenant, World, in_world
 
@@ -158,6 +160,39 @@ def test_the_number_of_what_can_be_no_tenant_is_refused(
     with pytest.raises(ConfigurationError, match=text):
         made.adjust(of(key))
     assert getattr(made.settings.concurrency, number) == {right: 2}
+
+
+def test_the_number_of_what_can_be_no_tenant_is_refused_of_a_fleet_too() -> None:
+    """What all replicas share changes nothing either."""
+    with pytest.raises(ConfigurationError, match=r"Fleet\(overrides=\.\.\.\): .*named by its context"):
+        Consumer("q", context=Tenant, fleet=Fleet(MemoryState(), overrides={"acme": 2}))
+    Consumer("q", context=Tenant, fleet=Fleet(MemoryState(), overrides={Tenant("acme"): 2}))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [(lambda _: None, "ValueError: it returned None"), (dict[Any, str]().__getitem__, "KeyError: ")],
+)
+def test_a_context_that_the_pool_has_no_key_for_is_refused(key: Any, said: str) -> None:
+    """In words that tell which function failed, and on what."""
+    pool = ResourcePool(nothing, cleanup=None, key=key)
+    text = rf"the pool's key= names the tenants, and failed on 'acme:eu-west-1' \(Tenant\): {said}"
+    with pytest.raises(ConfigurationError, match=text):
+        Consumer("q", context=Tenant, resources=pool).tenants.pause(Tenant("acme"))
+    with pytest.raises(ConfigurationError, match=rf"Concurrency\(overrides=\.\.\.\): {text}"):
+        Consumer("q", context=Tenant, resources=pool, concurrency=Concurrency(overrides={Tenant("acme"): 2}))
+
+
+def test_a_mapping_that_looks_up_a_part_of_a_tenant_is_accepted() -> None:
+    """Its keys are no tenants."""
+
+    class ByName(dict[str, int]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return super().get(key.tenant_id, default)
+
+    numbers = cast("dict[Any, int]", ByName(acme=2))
+    made: Consumer[Tenant, None] = Consumer("q", context=Tenant, concurrency=Concurrency(overrides=numbers))
+    assert made.settings.concurrency.overrides is numbers
 
 
 def by_region() -> ResourcePool[Place, None]:

@@ -1,6 +1,7 @@
 """Dead letters by tenant, on a local broker in virtual time: chosen, sent home as they were, or deleted."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -484,6 +485,66 @@ def test_a_letter_that_cannot_go_home_holds_up_no_other(
             said = str(refusal) if of_queue else "InvalidParameterValue"
             assert outcome.kept == {f"queue orders refused it: {said}": stay}
             assert not of_queue or refused == 1  # what it refuses for good is not asked for again
+
+    in_world(scenario)
+
+
+def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bad entry has each of its call sent by itself, and then the queue takes nothing any longer."""
+    send, sent, most = MemoryQueue.send, list[str](), 4
+
+    async def refusing(queue: MemoryQueue, messages: Any) -> Any:
+        if any(each.body == "bad" for each in messages):
+            raise InvalidRequest("an attribute is invalid", code="InvalidParameterValue")
+        if len(sent) == most:
+            raise ServiceUnavailable("down")
+        sent.extend(each.body for each in messages)
+        return await send(queue, messages)
+
+    async def scenario(world: World) -> None:
+        nonlocal most
+        async with world.client:
+            world.create(dead_letters="dead", receives=1)
+            for body in (*"0123456", "bad"):
+                world.send(body)
+            await moved_by_sqs(world, "orders")
+            monkeypatch.setattr(MemoryQueue, "send", refusing)
+            with pytest.raises(ServiceUnavailable):
+                await (await desk(world)).redrive(dry_run=False, reason="try")
+            most = 100
+            await (await desk(world)).redrive(dry_run=False, reason="try")
+            assert (sorted(sent), world.counts("dead")) == ([*"0123456"], (1, 0))
+
+    in_world(scenario)
+
+
+def test_a_group_of_a_queue_that_refuses_it_holds_up_no_group_of_that_name_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups are named after tenants, on each queue."""
+    send = MemoryQueue.send
+
+    async def refusing(queue: MemoryQueue, messages: Any) -> Any:
+        if queue.info.name == "orders.fifo":
+            raise AccessDenied("no sqs:SendMessage")
+        return await send(queue, messages)
+
+    async def scenario(world: World) -> None:
+        async with world.client:
+            fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+            arn = world.broker.create_queue("dead.fifo", fifo).arn
+            policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "1"})
+            for name in ("orders.fifo", "others.fifo"):
+                world.broker.create_queue(name, {**fifo, "RedrivePolicy": policy})
+                for number in range(3):
+                    world.send(f"{name} {number}", queue=name, group="acme")
+                await moved_by_sqs(world, name)
+            monkeypatch.setattr(MemoryQueue, "send", refusing)
+            outcome = await (await open_dead_letters(world.client, "dead.fifo")).redrive(dry_run=False, reason="try")
+            assert (world.counts("others.fifo"), world.counts("dead.fifo")) == ((3, 0), (3, 0))
+            assert outcome.kept.total() == 3
 
     in_world(scenario)
 
