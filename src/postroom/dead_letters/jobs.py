@@ -208,7 +208,8 @@ class Job:
                 return None
             if not of_entry and self._homes is not None:  # denied, or gone: letters of other queues go on
                 self._homes.give_up(home, f"{refused}: {error}")
-            return [f"{refused}: {error.code if of_entry else error}"] * len(messages)
+            why = f"{refused}: {error.code if of_entry else error}"
+            return [why for _ in messages]
         return [f"{refused}: {each.code}" if isinstance(each, EntryFailure) else each for each in results]
 
     async def _delete(self, ids: Sequence[str]) -> int:
