@@ -76,7 +76,7 @@ class TenantKeys:
         }
         for what, chosen in numbers.items():
             # Of another mapping than a dict nothing is known, such as whether it can be listed, or what it looks up.
-            look_up = getattr(type(cast("object", chosen)), "get", None)
+            look_up = getattr(type(chosen), "get", None)
             plain = isinstance(chosen, dict) and look_up is dict[Any, Any].get
             for key in cast("dict[object, object]", chosen) if plain else ():
                 try:
