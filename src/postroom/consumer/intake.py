@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
+from postroom.consumer.failing import raised_by_the_user
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
 from postroom.consumer.source import Source
@@ -304,7 +305,9 @@ class Intake:
             job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
-            self._source.resolver.failed(job, error, now)
+            # An attribute that is missing is the message's own fault.
+            if raised_by_the_user(error.__cause__) is not None:
+                self._source.resolver.failed(job, error, now)
         else:
             job.context = found
             if self._source.resolver.failures:

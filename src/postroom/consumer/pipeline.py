@@ -269,6 +269,8 @@ class Pipeline:
         core.succeeded(job, self._time())
         if core.availability.known_outages and core.availability.ends_outage(job):
             self._engine.available(job.tenant)
+        if job.source.decoder.failures:
+            job.source.decoder.succeeded(self._time())
         if self._acks:
             # The same as `_ack`, written out because it runs for every message.
             if job.settlement is None:
@@ -385,6 +387,10 @@ class Pipeline:
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""
         attempts = job.source.attempts
+        if job.decoded:
+            job.source.decoder.succeeded(self._time())
+        elif isinstance(error, PayloadError):
+            job.source.decoder.failed(job, error, self._time())
         attempts.failed(job)
         instruction = await self._report(job, error)
         if instruction is None and isinstance(error, PayloadError) and not job.started:
@@ -563,6 +569,8 @@ class Pipeline:
         delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
         if job.problem is not None:
             return max(delay, job.source.resolver.spacing(job))
+        if isinstance(error, PayloadError) and not job.decoded:
+            return max(delay, job.source.decoder.spacing(job))
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled:
             delay = max(delay, self._pool.retry_after(job.context))

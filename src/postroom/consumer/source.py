@@ -7,8 +7,9 @@ from postroom.consumer.choices import Choice, choice
 from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
-from postroom.consumer.resolver_health import ResolverHealth
 from postroom.consumer.settings import Settings
+from postroom.consumer.step_health import StepHealth
+from postroom.log_fields import Step
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility
 from postroom.repeats import Repeats
@@ -55,7 +56,18 @@ class Source:
         self.facts = facts
         self.name: str = queue.info.name
         self.resolves: bool = settings.resolver is not None
-        self.resolver: ResolverHealth = ResolverHealth(self.name)
+        self.resolver: StepHealth = StepHealth(
+            "The context resolver",
+            "a mistake of this deployment, or what it asks is down",
+            queue=self.name,
+            step=Step.CONTEXT,
+        )
+        self.decoder: StepHealth = StepHealth(
+            "The payload type",
+            "a mistake of this deployment, or of what sends them",
+            queue=self.name,
+            step=Step.PAYLOAD,
+        )
         self.fifo: bool = queue.info.fifo
         self.attempts: Attempts = Attempts(facts)
         self.tally: Tally = Tally() if tally is None else tally

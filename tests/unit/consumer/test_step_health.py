@@ -1,4 +1,4 @@
-"""A context resolver that fails for everything: a mistake of a deployment must not make dead letters of a queue."""
+"""What fails for every message before its handler: a mistake of a deployment must not make dead letters of a queue."""
 
 import asyncio
 import logging
@@ -84,3 +84,30 @@ def test_what_a_message_lacks_is_its_own_fault(caplog: pytest.LogCaptureFixture)
 
     assert in_world(scenario) == 30
     assert not [text for text in caplog.messages if "fails for everything" in text]
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+def test_a_payload_type_that_fits_no_body_makes_no_dead_letters_within_ten_minutes(
+    part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that fits some of them does: the others are bad."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], int]:
+        world.create(dead_letters="dead", receives=5)
+        consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
+        handled: list[int] = []
+
+        @consumer.handler
+        async def handle(order: dict[str, int], _ctx: MessageContext[Tenant]) -> None:
+            handled.append(order["order"])
+
+        async with consumer:
+            for number in range(100):
+                world.send({"order": "a text" if part == "all" or number % 2 else number}, tenant="a")
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(550)
+            return world.counts("dead"), len(handled)
+
+    assert in_world(scenario) == (((0, 0), 0) if part == "all" else ((50, 0), 50))
+    told = [text for text in caplog.messages if text.startswith("The payload type fails for everything in orders")]
+    assert len(told) == (part == "all")

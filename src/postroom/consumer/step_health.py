@@ -1,0 +1,72 @@
+"""What comes before a handler, the context and the payload: where it fails for everything, no message is bad."""
+
+from typing import Final
+
+from postroom.consumer.job import Job
+from postroom.errors import MessageError, in_words
+from postroom.log_fields import Log, Step, about
+from postroom.redaction import redact
+
+_log = Log("postroom.consumer", Step.CONTEXT)
+
+_ROW: Final = 10
+"""Messages in a row, each of which fails here for the first time, from which on it fails for everything: as many
+failures as the default of ``Faults(breaker_after=)``. Bad messages that come again are no such row."""
+_LAST: Final = 600.0
+"""Seconds for which the attempts of a message last then: a deployment with a mistake is noticed, and taken back."""
+_UNCOUNTED: Final = 11
+"""Attempts among which they are shared where the queue counts no receives: one a minute."""
+
+
+class StepHealth:
+    """Whether a step fails for every message of a queue: no tenant's breaker can stand for that.
+
+    Args:
+        what: the step, for the log.
+        why: what it may be, for the log.
+        queue: its name.
+        step: for the log.
+    """
+
+    __slots__ = ("_queue", "_since", "_step", "_what", "_why", "failures")
+
+    def __init__(self, what: str, why: str, *, queue: str, step: Step) -> None:
+        self._what = what
+        self._why = why
+        self._queue = queue
+        self._step = step
+        self.failures: int = 0
+        """Messages in a row. One that goes well ends it."""
+        self._since = 0.0
+
+    @property
+    def fails(self) -> bool:
+        """Whether it fails for everything."""
+        return self.failures >= _ROW
+
+    def failed(self, job: Job, error: MessageError, now: float) -> None:
+        """Note that the step failed for a message, before that counts as an attempt."""
+        if job.source.attempts.known(job):
+            return
+        self._since = self._since if self.failures else now
+        self.failures += 1
+        if self.failures == _ROW:
+            text = (
+                "%s fails for everything in %s, for %d messages in a row (last: %s): %s. "
+                "Attempts are %.0f s apart until it works again"
+            )
+            said = self._what, self._queue, self.failures, redact(in_words(error)), self._why, self.spacing(job)
+            _log.error(text, *said, extra=about(job, step=self._step))
+
+    def succeeded(self, now: float) -> None:
+        """Note that the step went well."""
+        if self.fails:
+            extra = about(queue=self._queue, step=self._step)
+            _log.warning("%s works again in %s after %.1f s", self._what, self._queue, now - self._since, extra=extra)
+        self.failures = 0
+
+    def spacing(self, job: Job) -> float:
+        """Return the least seconds between two attempts of a message."""
+        if not self.fails:
+            return 0.0
+        return _LAST / max(1, (job.source.attempts.promised(job) or _UNCOUNTED) - 1)
