@@ -66,7 +66,8 @@ class StepHealth:
         self.failures = 0
 
     def spacing(self, job: Job) -> float:
-        """Return the least seconds between two attempts of a message."""
+        """Return the least seconds between two attempts of a message: it has to be back within its retention period."""
         if not self.fails:
             return 0.0
-        return _LAST / max(1, (job.source.attempts.promised(job) or _UNCOUNTED) - 1)
+        seconds = _LAST / max(1, (job.source.attempts.promised(job) or _UNCOUNTED) - 1)
+        return min(seconds, max(0.0, job.source.facts.seconds_left(job) / 2))

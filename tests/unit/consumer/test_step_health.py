@@ -55,6 +55,20 @@ def test_a_missing_variable_makes_no_dead_letters_within_ten_minutes(
     assert len(told) == 2
 
 
+def test_no_message_is_hidden_until_the_end_of_its_retention_period() -> None:
+    """SQS would delete it then. It comes back before, and is a dead letter when its attempts are used up."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int]]:
+        there = Deployment(world, receives=5)
+        world.broker.set_attributes("orders", {"MessageRetentionPeriod": "120"})
+        world.send_orders(*map(str, range(50)))
+        async with there.consumer:
+            await asyncio.sleep(300)
+        return world.counts("orders"), world.counts("dead")
+
+    assert in_world(scenario) == ((0, 0), (50, 0))
+
+
 def test_some_bad_messages_among_good_ones_are_tried_again_as_ever() -> None:
     """They end as dead letters soon, and one context ends a row of failures."""
 
