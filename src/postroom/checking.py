@@ -43,21 +43,27 @@ def check_function(what: str, call: str, value: object, *, arguments: int = 1) -
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)}")
     if is_error_class(value):
         raise ConfigurationError(f"{what} takes a function {call}; got {shown(value)} itself")
-    for layer, only_too_few in called_and_wrapped(value):
+    if (misfit := find_misfit(value, arguments)) is not None:
+        bare = [
+            each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else _Some())
+            for each in misfit[0].parameters.values()
+        ]
+        taken = f"takes {inspect.Signature(bare)}" if bare else "takes no argument"
+        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {shown(value)} {taken}")
+
+
+def find_misfit(function: Callable[..., Any], arguments: int) -> tuple[inspect.Signature, TypeError] | None:
+    """Return the signature that so many places do not fit, of what is called or of what it wraps, and the error."""
+    for layer, only_too_few in called_and_wrapped(function):
         try:
             signature = inspect.signature(layer, follow_wrapped=False)
         except (ValueError, TypeError):  # written in C, or with a signature of its own: it shows no parameters
-            return
+            return None
         try:
             (signature.bind_partial if only_too_few else signature.bind)(*(None,) * arguments)
-        except TypeError:
-            bare = [
-                each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else _Some())
-                for each in signature.parameters.values()
-            ]
-            taken = f"takes {inspect.Signature(bare)}" if bare else "takes no argument"
-            text = f"{what} cannot be called as {call}, by position: {shown(value)} {taken}"
-            raise ConfigurationError(text) from None
+        except TypeError as error:
+            return signature, error
+    return None
 
 
 def called_and_wrapped(function: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from postroom.checking import called_and_wrapped
+from postroom.checking import called_and_wrapped, find_misfit
 from postroom.errors import ConfigurationError
 
 _GENERATOR = "it is a generator function, which would never run: remove the `yield`"
@@ -136,17 +136,8 @@ def _is_context(annotation: Any) -> bool:
 
 
 def _check_binds(what: str, call: str, function: object, arguments: int, *, hint: str = "", remedy: str = "") -> None:
-    places = (None,) * arguments
-    for layer, only_too_few in called_and_wrapped(_as_callable(function)):
-        try:
-            signature = inspect.signature(layer, follow_wrapped=False)
-        except (TypeError, ValueError):  # written in C: it shows no parameters
-            return
-        try:
-            (signature.bind_partial if only_too_few else signature.bind)(*places)
-        except TypeError as error:
-            text = f"{what} cannot be called as {call}, by position: {error}{hint or remedy}"
-            raise ConfigurationError(text) from None
+    if (misfit := find_misfit(_as_callable(function), arguments)) is not None:
+        raise ConfigurationError(f"{what} cannot be called as {call}, by position: {misfit[1]}{hint or remedy}")
     if hint:
         text = f"{what} cannot be called as {call}{hint}"
         raise ConfigurationError(text)

@@ -139,7 +139,7 @@ class Scheduler(Generic[T]):
         self._per_tenant = per_tenant
         self._own_caps = Chosen("Concurrency(overrides=...)", per_tenant, caps)
         self._bounds = bounds
-        self._weights = Chosen("Concurrency(weights=...)", 1.0, weights)
+        self._weights = Chosen("Concurrency(weights=...)", 1.0, weights, least=1e-9)
         self._chooses = self._own_caps.varies
         self._weighs = self._weights.varies
         self._varies = self._chooses or self._weighs or bounds is not None

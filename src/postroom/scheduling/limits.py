@@ -31,12 +31,18 @@ class Chosen(Generic[D]):
     __slots__ = ("_default", "_least", "_most", "_of", "_said", "_what", "_whole")
 
     def __init__(
-        self, what: str, default: D, of: PerTenant[int] | PerTenant[float] | None, *, whole: bool = False
+        self,
+        what: str,
+        default: D,
+        of: PerTenant[int] | PerTenant[float] | None,
+        *,
+        least: float = 1.0,
+        whole: bool = False,
     ) -> None:
         self._what = what
         self._whole = whole
         self._most = math.inf if whole else _MOST
-        self._least = 1 if "overrides" in what else 1e-9
+        self._least = least
         self._said = False
         self._default: D = default
         self._of: Callable[[Any], float | None] | None

@@ -25,7 +25,7 @@ from postroom.scheduling import Scheduler
 from postroom.settlement import DeadLetters, settler
 from postroom.settlement.batcher import Fate
 from simulation.consumer.further import further_violations
-from simulation.consumer.planting import Mutant, says, search, swap
+from simulation.consumer.planting import Mutant, does_nothing_later, says, search, swap
 
 FIRST = 300_000_000
 """Where the search begins."""
@@ -109,15 +109,6 @@ def _rejects_in_quarantine(send_away: Any) -> Any:
     return mutant
 
 
-def _brings_nothing(_: Any) -> Any:
-    """Do not look once more what polls bring."""
-
-    async def mutant(_run: Run[Any, Any]) -> None:
-        return
-
-    return mutant
-
-
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_174, "attempts"),
     Mutant("waits for resources until it is lost", says(Source, "patience", math.inf), 300_000_132, "attempts"),
@@ -137,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("keeps no quarantine", swap(Pipeline, "_send_away", _rejects_in_quarantine), 300_002_210, "attempts"),
     Mutant(
         "ends a stop before what follows in a group",
-        swap(Run, "_let_acknowledgements_bring_more", _brings_nothing),
+        does_nothing_later(Run, "_let_acknowledgements_bring_more"),
         300_000_097,
         "poison",
     ),

@@ -56,7 +56,7 @@ class Licence:
         shutdown = self._plan.options["shutdown"]
         since = max(process.stopping_since, process.stillness[1])
         # While the loop is blocked the polls of a busy queue cannot end.
-        since = max(since, since, *(until for start, until in self._shared.gaps if start <= since + _MOMENT))
+        since = max([since, *(until for start, until in self._shared.gaps if start <= since + _MOMENT)])
         # The drain begins when the polls of a busy queue have ended. One may arrive with the last poll.
         end = since + max(min(_MOMENT, shutdown.poll) + shutdown.drain, shutdown.poll)
         pressed = process.pressed_at is not None and process.pressed_at > process.stopping_since

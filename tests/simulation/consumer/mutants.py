@@ -34,7 +34,7 @@ from postroom.settlement.sending import Changes
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure
 from postroom.types import Settlement
-from simulation.consumer.planting import Mutant, Patch, says, search, swap
+from simulation.consumer.planting import Mutant, Patch, does_nothing_later, says, search, swap
 from simulation.consumer.schedule import run_consumer_schedule
 
 PROVED = ("attempts", "context", "liveness", "expense", "bytes", "owner", "no loss", "pace")
@@ -79,18 +79,9 @@ def _and_then_says(answer: Any) -> Callable[[Callable[..., Any]], Callable[..., 
     return change
 
 
-def _does_nothing_later(owner: Any, name: str) -> Callable[[], Patch]:
-    """Let a coroutine function do nothing."""
-    return swap(owner, name, lambda _: _nothing_later)
-
-
 def _property(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
     """Let a property always have one value."""
     return lambda: patch.object(owner, name, PropertyMock(return_value=answer))
-
-
-async def _nothing_later(*_args: Any, **_options: Any) -> None:
-    """Do nothing, when awaited."""
 
 
 def _now(_: Any) -> Any:
@@ -485,16 +476,16 @@ MUTANTS = (
     Mutant("takes an outage for a failure", swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
     Mutant("acknowledges failures (ON_SUCCESS)", swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
     Mutant("cancels without a reason", swap(Job, "cancel", _without_reason), 7, "I6"),
-    Mutant("cancels without a drain", _does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
-    Mutant("starts handlers while it stops", _does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
+    Mutant("cancels without a drain", does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
+    Mutant("starts handlers while it stops", does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 96, "S4"),
     Mutant("grants one slot too many", swap(Scheduler, "adjust", _one_more), 6, "slots"),
     Mutant("wakes no poller after a receive", swap(Poller, "receive", _quiet_after_a_receive), 107, "liveness"),
     Mutant("takes every refusal for a loss", swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
-    Mutant("leaves the heartbeat running", _does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
-    Mutant("does not flush", _does_nothing_later(Settler, "drain"), 62, "S7"),
-    Mutant("forgets nothing at stop", _does_nothing_later(Settler, "abandon"), 89, "I8"),
+    Mutant("leaves the heartbeat running", does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
+    Mutant("does not flush", does_nothing_later(Settler, "drain"), 62, "S7"),
+    Mutant("forgets nothing at stop", does_nothing_later(Settler, "abandon"), 89, "I8"),
     Mutant(
         "lets a broken tenant have two probes",
         _all(swap(Scheduler, "sleep", _sleeps_lightly), _property(_Breaker, "probed", answer=False)),

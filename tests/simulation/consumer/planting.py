@@ -31,6 +31,15 @@ def swap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[], Patc
     return lambda: patch.object(owner, name, make(getattr(owner, name)))
 
 
+def does_nothing_later(owner: Any, name: str) -> Callable[[], Patch]:
+    """Let a coroutine function do nothing."""
+    return swap(owner, name, lambda _: _nothing_later)
+
+
+async def _nothing_later(*_args: Any, **_options: Any) -> None:
+    """Do nothing, when awaited."""
+
+
 def says(owner: Any, name: str, answer: Any) -> Callable[[], Patch]:
     """Let a method always return one answer."""
     return swap(owner, name, lambda _: lambda *_args, **_options: answer)
