@@ -55,6 +55,8 @@ class ObstacleKind(StrEnum):
     """It was paused or limited."""
     DIVERSION = "diversion"
     """The queue that it is diverted to takes nothing."""
+    STEP = "step"
+    """What comes before a handler fails for every message of its queue."""
 
 
 class Obstacle(NamedTuple):

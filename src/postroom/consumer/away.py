@@ -1,11 +1,11 @@
-"""Messages that the consumer made invisible without handling them, and calls back when there is room for them."""
+"""Messages that the consumer made invisible without a handler, and calls back when there is room for them."""
 
 from collections import OrderedDict, deque
 from typing import Final
 
 import msgspec
 
-from postroom.consumer.availability import Obstacle
+from postroom.consumer.availability import Obstacle, ObstacleKind
 from postroom.transports.protocol import Queue
 
 MOST_AWAY: Final = 60_000
@@ -58,7 +58,7 @@ class Away:
             self._behind.setdefault(obstacle, deque()).append(absent)
 
     def release(self, obstacle: Obstacle, count: int) -> None:
-        """Let some messages be called back that were deferred because of an obstacle."""
+        """Let some messages be called back that are away because of an obstacle, which is not over."""
         behind = self._behind.get(obstacle)
         while behind and count > 0:
             self._callable.append(behind.popleft())
@@ -88,9 +88,13 @@ class Away:
         return obstacle in self._behind
 
     def all_over(self) -> None:
-        """Let everything be called back: the consumer stops."""
+        """Let everything be called back: the consumer stops.
+
+        But for what a step has failed for: a process that starts again and again would use up its attempts.
+        """
         for obstacle in tuple(self._behind):
-            self.over(obstacle)
+            if obstacle.kind is not ObstacleKind.STEP:
+                self.over(obstacle)
 
     def recallable(self, now: float) -> int:
         """Return how many messages may be called back, some of which may have reappeared by now."""

@@ -599,8 +599,12 @@ class Core:
         untried = not (job.counted or (job.started and settlement is not Settlement.LOST))
         if settlement in _SPENT or (untried and settlement is not Settlement.LEFT):
             attempts.spent(job)
-        if settlement is Settlement.DEFERRED and not job.source.fifo:
+        if (settlement is Settlement.DEFERRED and not job.source.fifo) or self._waits_for_a_step(job, settlement):
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
+
+    def _waits_for_a_step(self, job: Job, settlement: Settlement) -> bool:
+        """Whether a message is tried again later than its policy says, unless what failed works again before."""
+        return settlement is Settlement.RETRIED and job.away_from is not None and len(self.away) < MOST_AWAY
 
     def lost(self, job: Job, now: float) -> None:
         """Note that a message is not ours any longer; strike it off if it has no task.
@@ -856,12 +860,15 @@ class Core:
             return self._expire(job)
         self.deferred += 1
         facts.hid()
-        job.away_from = obstacle
-        # Before it leaves: were the obstacle over in between, the message would sleep its whole
-        # pause.
-        self.away.stands(obstacle)
+        self.waits_for(job, obstacle)
         self.give_back(job, Settlement.DEFERRED, min(pause, left))
         return True
+
+    def waits_for(self, job: Job, obstacle: Obstacle) -> None:
+        """Note that a message is going to be away because of an obstacle: the end of that one calls it back."""
+        job.away_from = obstacle
+        # Before it leaves: were the obstacle over in between, the message would sleep its whole pause.
+        self.away.stands(obstacle)
 
     def _is_crowded_by(self, job: Job) -> bool:
         """Whether more messages that cannot run are here than may be held."""
@@ -906,8 +913,7 @@ class Core:
             self.deferred += 1
             job.source.facts.hid()
             if wait is not None:
-                job.away_from = wait.obstacle
-                self.away.stands(wait.obstacle)
+                self.waits_for(job, wait.obstacle)
             self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job)))
 
     def _may_be_shed(self, job: Job) -> bool:

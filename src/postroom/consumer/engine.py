@@ -14,6 +14,7 @@ from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
 from postroom.consumer.standstill import Standstill
+from postroom.consumer.step_health import StepHealth
 from postroom.errors import QueueNotFound
 from postroom.events import Event, ResourceOpened
 from postroom.options import MAX_BATCH
@@ -103,6 +104,7 @@ class Engine:
         self._recalling: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_every = min(_SWEEP, visible * _SWEEP_PART)
+        self._mending: set[StepHealth] = set()
         self._relieving: asyncio.TimerHandle | None = None
         self._crowding: asyncio.TimerHandle | None = None
         self._relieve_until = -math.inf
@@ -399,7 +401,7 @@ class Engine:
             core.settled(job, ending.settlement, ending.delay, now)
             if job.beating and job.state is State.DONE:
                 job.forget_body()  # an extension on its way may hang, and keep the job for as long
-            deferred = deferred or ending.settlement is _DEFERRED
+            deferred = deferred or ending.settlement is _DEFERRED or job.away_from is not None
         if deferred:
             if self._leaving:
                 # In the next turn: it may just have come again, which takes it off the list of what is away.
@@ -467,6 +469,22 @@ class Engine:
         """Return the tenants with an outage of their own, whether or not they have messages here."""
         return self.core.availability.troubled_tenants()
 
+    def went_well(self, step: StepHealth) -> None:
+        """Call back what a step had failed for: one message while it may be by chance that it went well, then all."""
+        step.succeeded(self._time())
+        self._mending.add(step)
+        self._call_back(step)
+
+    def _call_back(self, step: StepHealth) -> None:
+        if not step.works(self._time()):
+            self._mending.discard(step)
+        elif step.fails:
+            self.core.away.release(step.obstacle, 1)
+        else:
+            self._mending.discard(step)
+            self.core.away.over(step.obstacle)
+        self.recall_soon()
+
     # -- calling back -------------------------------------------------------------------------------------------
 
     def recall_soon(self) -> None:
@@ -519,6 +537,8 @@ class Engine:
         if not self.core.closing:  # a stop receives nothing anyway
             self._standstill.look(len(self.rejecting))
         self._hanging.look(self.jobs, self._time())
+        for step in tuple(self._mending):
+            self._call_back(step)
         self.begin()
 
     def close(self) -> None:

@@ -311,7 +311,7 @@ class Intake:
         else:
             job.context = found
             if self._source.resolver.failures:
-                self._source.resolver.succeeded(now)
+                self._engine.went_well(self._source.resolver)
             # Here, and not per queue: only now are both the sender's group and the tenant known.
             # Not by `group_id`: on Python 3.11 a property costs several times what this does.
             if self._grouping is not None and "MessageGroupId" in message.system_attributes:

@@ -89,6 +89,7 @@ class Job(Delivery, eq=False, kw_only=True):
         self.leasing = 0.0
         self.tries += self.counted
         self.started = self.counted = self.met_outage = False
+        self.away_from = None
 
     def forget_body(self) -> None:
         """Keep of the message only what says which one it was: it is over, and its body is large."""

@@ -18,6 +18,7 @@ from postroom.consumer.handlers import refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.settling import Settling, log_last_receive
+from postroom.consumer.step_health import StepHealth
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Unwrapping
 from postroom.errors import (
@@ -270,7 +271,7 @@ class Pipeline:
         if core.availability.known_outages and core.availability.ends_outage(job):
             self._engine.available(job.tenant)
         if job.source.decoder.failures:
-            job.source.decoder.succeeded(self._time())
+            self._engine.went_well(job.source.decoder)
         if self._acks:
             # The same as `_ack`, written out because it runs for every message.
             if job.settlement is None:
@@ -386,11 +387,11 @@ class Pipeline:
 
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""
-        attempts = job.source.attempts
-        if job.decoded:
-            job.source.decoder.succeeded(self._time())
-        elif isinstance(error, PayloadError):
-            job.source.decoder.failed(job, error, self._time())
+        attempts, decoder = job.source.attempts, job.source.decoder
+        if isinstance(error, PayloadError) and not job.decoded:
+            decoder.failed(job, error, self._time())
+        elif job.decoded and decoder.failures:
+            self._engine.went_well(decoder)
         attempts.failed(job)
         instruction = await self._report(job, error)
         if instruction is None and isinstance(error, PayloadError) and not job.started:
@@ -568,13 +569,21 @@ class Pipeline:
         number = job.attempt if job.started or job.counted else job.receives
         delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
         if job.problem is not None:
-            return max(delay, job.source.resolver.spacing(job))
+            return self._spaced(job, job.source.resolver, delay)
         if isinstance(error, PayloadError) and not job.decoded:
-            return max(delay, job.source.decoder.spacing(job))
+            return self._spaced(job, job.source.decoder, delay)
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled:
             delay = max(delay, self._pool.retry_after(job.context))
         return delay
+
+    def _spaced(self, job: Job, step: StepHealth, delay: float) -> float:
+        """Return the seconds to the next attempt of a message that a step failed for."""
+        spacing = step.spacing(job)
+        if spacing <= delay:
+            return delay
+        self._core.waits_for(job, step.obstacle)
+        return spacing
 
     def _return(self, job: Job) -> None:
         """Give a message back that was interrupted."""

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from postroom.consumer.availability import Obstacle, ObstacleKind
 from postroom.consumer.job import Job
 from postroom.errors import MessageError, in_words
 from postroom.log_fields import Log, Step, about
@@ -11,7 +12,10 @@ _log = Log("postroom.consumer", Step.CONTEXT)
 
 _ROW: Final = 10
 """Messages in a row, each of which fails here for the first time, from which on it fails for everything: as many
-failures as the default of ``Faults(breaker_after=)``. Bad messages that come again are no such row."""
+failures as the default of ``Faults(breaker_after=)``. Bad messages that come again are no such row. As many that go
+well in a row end it: one of a hundred may go well also with the mistake."""
+_PROVEN: Final = 30.0
+"""Seconds after which one that goes well ends it, if none fails meanwhile: there may be no others."""
 _LAST: Final = 600.0
 """Seconds for which the attempts of a message last then: a deployment with a mistake is noticed, and taken back."""
 _UNCOUNTED: Final = 11
@@ -28,29 +32,30 @@ class StepHealth:
         step: for the log.
     """
 
-    __slots__ = ("_queue", "_since", "_step", "_what", "_why", "failures")
+    __slots__ = ("_queue", "_since", "_step", "_what", "_why", "_worked_at", "_works", "fails", "failures", "obstacle")
 
     def __init__(self, what: str, why: str, *, queue: str, step: Step) -> None:
         self._what = what
         self._why = why
         self._queue = queue
         self._step = step
+        self.obstacle: Obstacle = Obstacle(ObstacleKind.STEP, self)
         self.failures: int = 0
-        """Messages in a row. One that goes well ends it."""
-        self._since = 0.0
-
-    @property
-    def fails(self) -> bool:
+        """Messages in a row. While it is 0, nothing has to be told that the step went well."""
+        self.fails: bool = False
         """Whether it fails for everything."""
-        return self.failures >= _ROW
+        self._works = 0
+        self._since = self._worked_at = 0.0
 
     def failed(self, job: Job, error: MessageError, now: float) -> None:
         """Note that the step failed for a message, before that counts as an attempt."""
-        if job.source.attempts.known(job):
+        self._works = 0
+        if self.fails or job.source.attempts.known(job):
             return
         self._since = self._since if self.failures else now
         self.failures += 1
         if self.failures == _ROW:
+            self.fails = True
             text = (
                 "%s fails for everything in %s, for %d messages in a row (last: %s): %s. "
                 "Attempts are %.0f s apart until it works again"
@@ -60,10 +65,22 @@ class StepHealth:
 
     def succeeded(self, now: float) -> None:
         """Note that the step went well."""
+        self._worked_at = self._worked_at if self._works else now
+        self._works += 1
+        if self._works >= _ROW or not self.fails:
+            self._end(now)
+
+    def works(self, now: float) -> bool:
+        """Whether the step went well when it was called last. After half a minute that is proof, too."""
+        if self.fails and self._works and now >= self._worked_at + _PROVEN:
+            self._end(now)
+        return self._works > 0 or not self.fails
+
+    def _end(self, now: float) -> None:
         if self.fails:
             extra = about(queue=self._queue, step=self._step)
             _log.warning("%s works again in %s after %.1f s", self._what, self._queue, now - self._since, extra=extra)
-        self.failures = 0
+        self.fails, self.failures, self._works = False, 0, 0
 
     def spacing(self, job: Job) -> float:
         """Return the least seconds between two attempts of a message: it has to be back within its retention period."""

@@ -30,6 +30,7 @@ _LINGER = 0.105
 
 OVERTAKEN = "a later receive of it was answered before"
 """What becomes of the earlier one changes nothing for its message."""
+HANDED_OUT_TWICE = "handed out twice"
 IT_STOPS = "it stops"
 GROUP_WENT_BACK = "its group went back"
 NO_TENANT = "its tenant does not exist"
@@ -37,6 +38,8 @@ NO_LETTER = "no letter could be sent"
 MEMORY_FULL = "bodies took all the memory that they may"
 DIVERTED = "its tenant is diverted to a queue that did not take it"
 CROWDED = "more messages of tenants that cannot run were held than may be"
+LONG = 30.0
+"""Seconds of a pause that no retry policy makes here: a step fails for everything."""
 CROWDED_FOR = 900
 """Seconds for which a message is deferred at least, if that costs a promised attempt."""
 _OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED, DIVERTED})
@@ -135,7 +138,7 @@ class Ledger:
         receive = self.receives[handle] = Receive(handle, message, process, now, number)
         if overlaps:
             for each in (receive, *self._here(receive)):
-                each.excuse = each.excuse or "handed out twice"
+                each.excuse = each.excuse or HANDED_OUT_TWICE
         if any(each.number > number for each in self._of[message]):
             receive.excuse = receive.excuse or OVERTAKEN
         self._of[message].append(receive)

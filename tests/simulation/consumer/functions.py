@@ -43,6 +43,8 @@ class UserFunctions:
         self._rng = Random(seed)
         self.raised: dict[str | None, float] = {}
         """When something raised last, by tenant; what raised for no tenant in particular under None."""
+        self.raised_at = -1.0
+        """When something raised last."""
 
     def pool_options(self) -> dict[str, Any]:
         """Return the pool's arguments that are functions."""
@@ -75,7 +77,7 @@ class UserFunctions:
             if each.function != name or each.tenant not in {None, tenant} or not each.start <= now < each.end:
                 continue
             if self._rng.random() < each.part:
-                self.raised[tenant] = now
+                self.raised[tenant] = self.raised_at = now
                 raise self._rng.choice(ERRORS)(f"{name} of {tenant}")
 
     def raised_since(self, tenant: str, when: float) -> bool:

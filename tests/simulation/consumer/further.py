@@ -14,7 +14,18 @@ from postroom.testing.faults import ClientFaults
 from simulation.consumer.control import DIVERT, ELSEWHERE, OWN_QUEUE
 from simulation.consumer.hardships import HARDSHIPS, REFUSING, Harden, make_event, with_events, without_endless
 from simulation.consumer.many_queues import with_many_queues
-from simulation.consumer.plan import Event, How, Kind, Obstruction, Operation, OrderPlan, Plan, Reaction, make_shutdown
+from simulation.consumer.plan import (
+    Event,
+    How,
+    Kind,
+    Obstruction,
+    Operation,
+    OrderPlan,
+    Plan,
+    Raising,
+    Reaction,
+    make_shutdown,
+)
 from simulation.consumer.schedule import Outcome, run_consumer_schedule
 
 _ENDS = ("stop", "stop", "stop now", "cancel")
@@ -261,6 +272,38 @@ def _kept_quarantines(plan: Plan, rng: Random) -> Plan:
     return _obstructed(plan, Obstruction(Operation.SEND, how, 0.0, start + seconds + 5.0, queue="dead"))
 
 
+def _steps_that_fail(plan: Plan, rng: Random) -> Plan:
+    """The resolver fails for everything at first, as with a mistake of a deployment. It may be started again."""
+    until = rng.choice((15.0, 40.0, 150.0))
+    more = [_one_more(plan, number, at=rng.uniform(0.0, until)) for number in range(rng.randint(40, 80))]
+    more += [_one_more(plan, 100 + number, at=until + 2.0) for number in range(rng.choice((0, 30)))]
+    orders = sorted([*without_endless(plan.orders), *more], key=lambda order: order.at)
+    options = plan.options | {"shutdown": make_shutdown(poll=1.0, drain=1.0, cancel=1.0, flush=5.0, close=2.0)}
+    plan = replace(
+        _calm(plan, rng, 0.8),
+        ack=AckMode.ON_SUCCESS,
+        orders=tuple(orders),
+        raising=(Raising("resolver", None, 0.0, until, 1.0),),
+        max_receives=rng.choice((2, 3, 5)),
+        obstructions=(),
+        deployments=(),
+        retention=None,
+        body_bytes=0,
+        kept_paused=None,
+        survivors_finish=True,
+        options=options,
+        end=max(plan.end, until + 20.0),
+    )
+    for index in range(rng.choice((0, 0, 3))):
+        plan = with_events(plan, make_event(rng, plan, "stop", index=index, at=rng.uniform(1.0, until)))
+    return plan
+
+
+def _one_more(plan: Plan, number: int, *, at: float) -> OrderPlan:
+    tenant = plan.tenants[number % len(plan.tenants)]
+    return OrderPlan(f"{tenant}-more-{number}", tenant, f"{tenant}-more-{number}", at, Kind.WELL, 0.02, 0)
+
+
 FURTHER: tuple[tuple[str, Harden], ...] = (
     ("changed cancellations", _changed_cancellations),
     ("refused extensions", _refused_extensions),
@@ -275,5 +318,6 @@ RARE: tuple[tuple[str, Harden], ...] = (
     ("stops at the last receive", _stops_at_last_receive),
     ("quarantines that are kept", _kept_quarantines),
     ("groups at the last receive", _groups_that_follow),
+    ("steps that fail for everything", _steps_that_fail),
 )
 """What one in ten has beside them, one at most."""

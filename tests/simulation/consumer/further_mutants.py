@@ -13,17 +13,21 @@ from unittest.mock import patch
 
 from postroom import Reject
 from postroom.consumer import engine
+from postroom.consumer.away import Away
 from postroom.consumer.core import Core, Scene
+from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.lifecycle import Run
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.consumer.source import Source
+from postroom.consumer.step_health import StepHealth
 from postroom.consumer.tenants import Tenants
 from postroom.scheduling import Scheduler
 from postroom.settlement import DeadLetters, settler
 from postroom.settlement.batcher import Fate
+from postroom.types import Settlement
 from simulation.consumer.further import further_violations
 from simulation.consumer.planting import Mutant, does_nothing_later, says, search, swap
 
@@ -109,6 +113,27 @@ def _rejects_in_quarantine(send_away: Any) -> Any:
     return mutant
 
 
+def _waits_for_anything(settled: Any) -> Any:
+    """Call back also what waits for its own backoff."""
+
+    def mutant(self: Core, job: Job, settlement: Settlement, delay: float, now: float) -> None:
+        if settlement is Settlement.RETRIED:
+            job.away_from = job.away_from or job.source.resolver.obstacle
+        settled(self, job, settlement, delay, now)
+
+    return mutant
+
+
+def _calls_all_back(_: Any) -> Any:
+    """Call back at a stop also what a step has failed for."""
+
+    def mutant(self: Away) -> None:
+        for obstacle in tuple(self._behind):
+            self.over(obstacle)
+
+    return mutant
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks every five seconds", lambda: patch.object(engine, "_SWEEP_PART", math.inf), 300_000_174, "attempts"),
     Mutant("waits for resources until it is lost", says(Source, "patience", math.inf), 300_000_132, "attempts"),
@@ -119,7 +144,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
     Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(
-        "takes any cancellation for its own", swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_012, "blame"
+        "takes any cancellation for its own", swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_016, "blame"
     ),
     Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
@@ -132,6 +157,10 @@ MUTANTS: tuple[Mutant, ...] = (
         300_000_097,
         "poison",
     ),
+    Mutant("spaces no attempts", says(StepHealth, "spacing", 0.0), 300_000_012, "spacing"),
+    Mutant("calls nothing back when a step works", says(Engine, "_call_back", None), 300_000_012, "spacing"),
+    Mutant("calls back what backs off", swap(Core, "settled", _waits_for_anything), 300_000_062, "S1"),
+    Mutant("calls back all at a stop", swap(Away, "all_over", _calls_all_back), 300_000_255, "spacing"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_025, "owner"),
 )
 

@@ -45,6 +45,7 @@ from simulation.consumer.obstructions import Obstacles, ObstructedClient
 from simulation.consumer.plan import Kind, OrderPlan
 from simulation.consumer.reactions import OF_ITS_OWN, Reactions
 from simulation.consumer.shared import Ctx, Order, Shared, Tenant, current_process, key_of, resolve
+from simulation.consumer.spacing import Works
 from simulation.consumer.watch import LOST, STOPPING, Gate, Watch, WatchedClient
 
 MOST_TASKS = 64
@@ -114,6 +115,8 @@ class Process:
         """Whether a handler went on although it was cancelled: a stop does not wait for that forever."""
         self.lingered = 0.0
         """Seconds after its end for which its pool was closed behind such a handler."""
+        self.began = 0.0
+        self.works = Works(self.functions)
         self.disturbed = False
         """Whether its calls may have failed: what it could not send, it cannot be blamed for."""
         self.pool: ResourcePool[Tenant, TenantDatabase] | None = None
@@ -127,6 +130,7 @@ class Process:
 
     def start(self) -> None:
         """Begin to run."""
+        self.began = self._now()
         self.main = asyncio.get_running_loop().create_task(
             self._live(), name=f"main-{self.name}", context=self._home.copy()
         )
@@ -248,6 +252,7 @@ class Process:
             self._fails(message)
             raise
         assert not isinstance(found, Awaitable)
+        self.works.goes_well(self._now())
         return found
 
     async def _resolve_later(self, message: Message) -> Tenant:

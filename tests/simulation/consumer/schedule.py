@@ -39,6 +39,7 @@ from simulation.consumer.loop import EPOCH, Broker, SimulationLoop
 from simulation.consumer.plan import Kind, OrderPlan, Plan, disturbs
 from simulation.consumer.process import Process
 from simulation.consumer.shared import Shared, current_process
+from simulation.consumer.spacing import calls_back_in, is_put_off
 from simulation.consumer.verdicts import Verdicts
 from simulation.consumer.watch import History
 from simulation.garbage import one_collection
@@ -128,13 +129,29 @@ class Simulation:
         """Oracle *liveness*: wait for everything to leave the queue, but for the messages of a paused tenant."""
         left = self._left(paused)
         patience = bound(self.plan, left)
-        deadline = self._now() + patience
-        while left and self._now() < deadline:
+        since = self._now()
+        while left and self._now() < since + patience:
             await asyncio.sleep(5.0)
             left = self._left(paused)
+            if any(self._waits_for_a_step(each, calls_back_in(len(left))) for each in left):
+                since = self._now()
         if left:
             keys = [order.key for order in left]
             self.history.broken("liveness", f"{who} left it in the queue for {patience:g} s: {keys}")
+
+    def _waits_for_a_step(self, order: OrderPlan, most: float) -> bool:
+        """Whether a message is away because a step failed for it. Its process calls it back, once that works again."""
+        receives = self.shared.ledger.of(self.stored[order.key].id)
+        if not receives or not is_put_off(receives[-1], self._now()):
+            return False
+        process = next(each for each in self.processes if each.name == receives[-1].process)
+        since = process.works.since
+        # A call that fails calls nothing back, and is not made again.
+        calls_back = process in self.living and not process.disturbed and order.kind is not Kind.MALFORMED
+        if calls_back and since is not None and self._now() > since + most:
+            text = f"{process.name} left {order.key} away for {most:g} s after what failed for it works again"
+            self.history.broken("spacing", text)
+        return True
 
     def _left(self, paused: str | None) -> list[OrderPlan]:
         return [order for order in self.plan.orders if order.tenant != paused and self._in_queue(order.key)]

@@ -5,11 +5,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from postroom import AckMode
-from postroom.local.messages import MessageState
+from postroom.local.messages import MessageState, Stored
 from postroom.testing.loop import describe_tasks
 from simulation.consumer.database import INBOX
 from simulation.consumer.plan import ENDLESS, How, Operation, OrderPlan, disturbs
 from simulation.consumer.process import Process
+from simulation.consumer.spacing import fails_until, judge_dead_letters
 
 if TYPE_CHECKING:
     from simulation.consumer.schedule import Simulation
@@ -124,6 +125,7 @@ class Verdicts:
         for text in islice(self.shared.ledger.judge_expense(), 3):
             self.history.broken("expense", text)
         self._judge_stops()
+        self._judge_spacing(dead)
         self._judge_sum()
         self._collect_facts()
 
@@ -170,6 +172,20 @@ class Verdicts:
         }
         for text in islice(self.shared.ledger.judge_stops(calm), 3):
             self.history.broken("expense", text)
+
+    def _judge_spacing(self, dead: set[str]) -> None:
+        until = fails_until(self.plan)
+        if until is None:
+            return
+        processes = [each for each in self._world.processes if each.began < until]
+        messages = [self._world.stored[key] for key in dead]
+        receives = [self.shared.ledger.of(each.id) for each in messages if self._arrived(each)]
+        if (wrong := judge_dead_letters(receives, len(processes) * self.plan.queues, until)) is not None:
+            self.history.broken("spacing", wrong)
+
+    def _arrived(self, message: Stored) -> bool:
+        """Whether every receive of a message arrived."""
+        return len(self.shared.ledger.of(message.id)) == message.receives
 
     def _judge_sum(self) -> None:
         """Expense: where equal tenants have a backlog and nothing goes wrong, next to nothing is spent.

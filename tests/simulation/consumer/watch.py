@@ -16,7 +16,7 @@ from postroom.settlement import batcher
 from postroom.testing.faults import FaultyQueue
 from postroom.transports.protocol import NO_HANDLE, Client, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
-from simulation.consumer.attempts import CROWDED, CROWDED_FOR, NO_LETTER, Ledger
+from simulation.consumer.attempts import CROWDED, CROWDED_FOR, LONG, NO_LETTER, Ledger
 from simulation.consumer.behind import Behind
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import How, Plan
@@ -388,6 +388,11 @@ class Watch:
             hidden = self._wait + 2 if self.stopping else 0
             if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
+            receive = self.ledger.receives[change.receipt_handle]
+            if receive.failed and receive.delay <= LONG:
+                self.history.broken(
+                    "S1", f"{self.name} recalls {receipt.message_id[:4]}, which backs off after a failure"
+                )
             # Not by SQS's count alone: the answer to an older receive may arrive last, and be what was deferred.
             others = [
                 each

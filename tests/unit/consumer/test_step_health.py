@@ -17,6 +17,7 @@ class Deployment:
         world.create(dead_letters="dead", receives=receives)
         self.broken = True
         self.bad: set[str] = set()
+        self.good = "none"
         self.handled: list[str] = []
         self._error = error
         self.consumer: Consumer[Tenant, None] = Consumer("orders", context=self._context, client=world.client)
@@ -26,7 +27,8 @@ class Deployment:
             self.handled.append(order.order_id)
 
     def _context(self, message: Message) -> Tenant:
-        if self.broken or any(f'"{name}"' in message.body for name in self.bad):
+        broken = self.broken and self.good not in message.body
+        if broken or any(f'"{name}"' in message.body for name in self.bad):
             raise self._error("DSN")
         return Tenant("a")
 
@@ -125,3 +127,70 @@ def test_a_payload_type_that_fits_no_body_makes_no_dead_letters_within_ten_minut
     assert in_world(scenario) == (((0, 0), 0) if part == "all" else ((50, 0), 50))
     told = [text for text in caplog.messages if text.startswith("The payload type fails for everything in orders")]
     assert len(told) == (part == "all")
+
+
+def test_what_waits_is_called_back_when_the_step_works_again() -> None:
+    """A message of a queue with ``maxReceiveCount`` 2 waited for ten minutes."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        there = Deployment(world, receives=2)
+        world.send_orders(*map(str, range(200)))
+        async with there.consumer:
+            await asyncio.sleep(60)
+            there.broken = False
+            before = len(there.handled)
+            world.send_orders("new")  # nothing else shows that it works
+            await asyncio.sleep(10)
+            return before, len(set(there.handled))
+
+    assert in_world(scenario) == (0, 201)
+
+
+def test_one_that_goes_well_is_proof_after_half_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """On a queue with little to do there may be no others: the log must not say that it fails for hours."""
+
+    async def scenario(world: World) -> int:
+        there = Deployment(world, receives=2)
+        world.send_orders(*map(str, range(12)))
+        async with there.consumer:
+            await asyncio.sleep(700)  # they are dead letters
+            there.broken = False
+            world.send_orders("good")
+            await asyncio.sleep(40)
+            return len(there.handled)
+
+    assert in_world(scenario) == 1
+    assert [text for text in caplog.messages if "works again in orders after 730" in text]
+
+
+def test_one_message_of_twenty_that_goes_well_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """One tenant needs nothing of what is missing. Some of the others became dead letters, and many lines said so."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        there = Deployment(world, receives=5)
+        there.good = '-0"'
+        async with there.consumer:
+            for number in range(600):
+                world.send_orders(f"{number}-{number % 20}")
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(300)
+            return world.counts("dead")[0], len(there.handled)
+
+    dead, handled = in_world(scenario)
+    assert handled == 30
+    assert dead == 0
+    assert len([text for text in caplog.messages if "fails for everything" in text]) == 1
+
+
+def test_a_stop_calls_nothing_back_that_a_step_fails_for() -> None:
+    """A process that starts and fails again and again would use up all attempts within seconds."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int]]:
+        there = Deployment(world, receives=3)
+        world.send_orders(*map(str, range(100)))
+        for _ in range(4):
+            async with there.consumer:
+                await asyncio.sleep(10)
+        return world.counts("orders"), world.counts("dead")
+
+    assert in_world(scenario) == ((0, 100), (0, 0))
