@@ -613,7 +613,10 @@ class Core:
 
     def _waits_for_a_step(self, job: Job, settlement: Settlement) -> bool:
         """Whether a message is tried again later than its policy says, unless what failed works again before."""
-        return settlement is Settlement.RETRIED and job.away_from is not None and len(self.away) < MOST_AWAY
+        if settlement is not Settlement.RETRIED or job.away_from is None:
+            return False
+        # Called back at its last receive, it would only be a dead letter sooner.
+        return len(self.away) < MOST_AWAY and not job.source.attempts.is_last(job)
 
     def lost(self, job: Job, now: float) -> None:
         """Note that a message is not ours any longer; strike it off if it has no task.

@@ -150,6 +150,23 @@ def test_what_waits_is_called_back_when_the_step_works_again() -> None:
     assert in_world(scenario) == (0, 201)
 
 
+def test_what_has_no_receive_left_is_not_called_back_first() -> None:
+    """The first messages used up both of theirs before their row was one. They kept the others waiting for 15 s."""
+
+    async def scenario(world: World) -> int:
+        there = Deployment(world, receives=2)
+        async with there.consumer:
+            for number in range(60):
+                world.send_orders(str(number))
+                await asyncio.sleep(0.3)
+            there.broken = False
+            world.send_orders("new")
+            await asyncio.sleep(4)
+            return len(there.handled)
+
+    assert in_world(scenario) == 52
+
+
 def test_one_that_goes_well_is_proof_after_half_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """On a queue with little to do there may be no others: the log must not say that it fails for hours."""
 
