@@ -602,9 +602,21 @@ class Core:
         if (settlement is Settlement.DEFERRED and not job.source.fifo) or self._waits_for_a_step(job, settlement):
             self.away.add(Absent(job.source.queue, job.message.id, job.receipt_handle, now + delay), job.away_from)
 
+    def over(self, obstacle: Obstacle, now: float) -> bool:
+        """Note that what failed works again. Returns whether messages go on here: others are to be called back."""
+        self.away.over(obstacle)
+        groups = [group for group, halt in self._halts.items() if halt.obstacle == obstacle and halt.until is not None]
+        for group in groups:
+            self._halts[group].until = None
+            self._go_on_if_over(group, now)
+        return bool(groups)
+
     def _waits_for_a_step(self, job: Job, settlement: Settlement) -> bool:
         """Whether a message is tried again later than its policy says, unless what failed works again before."""
-        return settlement is Settlement.RETRIED and job.away_from is not None and len(self.away) < MOST_AWAY
+        if settlement is not Settlement.RETRIED or job.away_from is None:
+            return False
+        # Called back at its last receive, it would only be a dead letter sooner.
+        return len(self.away) < MOST_AWAY and not job.source.attempts.is_last(job)
 
     def lost(self, job: Job, now: float) -> None:
         """Note that a message is not ours any longer; strike it off if it has no task.
@@ -692,10 +704,11 @@ class Core:
         behind = self.scheduler.withdraw_group(job)
         self.finish(job, now)
         delay = max(delay, _BACKOFF[0])  # without a backoff it would fail as fast as it can: no receive slows it down
+        obstacle = job.away_from
         job.begin_again()
         job.source.resolved(job)
         group = job.group or ""
-        halt = self._halts[group] = Halt(until=now + delay, first=job, backoff=delay)
+        halt = self._halts[group] = Halt(until=now + delay, first=job, backoff=delay, obstacle=obstacle)
         for each in (job, *behind):
             halt.add(each)
         self.actions.append(GoOnAt(group, now + delay))

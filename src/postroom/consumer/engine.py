@@ -14,7 +14,7 @@ from postroom.consumer.job import Cancellation, Job
 from postroom.consumer.recalls import Recalls
 from postroom.consumer.rejections import Rejections
 from postroom.consumer.standstill import Standstill
-from postroom.consumer.step_health import StepHealth
+from postroom.consumer.step_health import StepHealth, is_tried_again
 from postroom.errors import QueueNotFound
 from postroom.events import Event, ResourceOpened
 from postroom.options import MAX_BATCH
@@ -469,20 +469,26 @@ class Engine:
         """Return the tenants with an outage of their own, whether or not they have messages here."""
         return self.core.availability.troubled_tenants()
 
-    def went_well(self, step: StepHealth) -> None:
-        """Call back what a step had failed for: one message while it may be by chance that it went well, then all."""
-        step.succeeded(self._time())
-        self._mending.add(step)
-        self._call_back(step)
+    def went_well(self, step: StepHealth, job: Job) -> None:
+        """Call back what a step had failed for: one message while it may be by chance that it went well, then all.
+
+        That a first attempt goes well may be such a chance: the message needs nothing of what is missing.
+        """
+        step.succeeded(job, self._time())
+        if is_tried_again(job) or step not in self._mending or not step.fails:
+            self._mending.add(step)
+            self._call_back(step)
 
     def _call_back(self, step: StepHealth) -> None:
-        if not step.works(self._time()):
+        now = self._time()
+        if not step.works(now):
             self._mending.discard(step)
         elif step.fails:
             self.core.away.release(step.obstacle, 1)
         else:
             self._mending.discard(step)
-            self.core.away.over(step.obstacle)
+            if self.core.over(step.obstacle, now):
+                self.dispatch(now)
         self.recall_soon()
 
     # -- calling back -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from postroom.consumer.availability import Obstacle
 from postroom.consumer.job import Job
 from postroom.scheduling import State
 
@@ -26,6 +27,8 @@ class Halt(msgspec.Struct, eq=False):
     """The first of ``jobs`` where it has failed, and backs off until then."""
     backoff: float = 0.0
     """Seconds for which it does."""
+    obstacle: Obstacle | None = None
+    """What it waits for instead, where a step failed for it: the end of that lets the group go on."""
     left: Job | None = None
     """A message at its last receive that may be acknowledged until then."""
 

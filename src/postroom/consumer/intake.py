@@ -13,7 +13,7 @@ from postroom.consumer.grouping import Grouping
 from postroom.consumer.job import Job
 from postroom.consumer.source import Source
 from postroom.display import display_key
-from postroom.errors import ContextError, in_words
+from postroom.errors import ContextError, Drop, Reject, Retry, in_words
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
 from postroom.redaction import describe
@@ -305,13 +305,12 @@ class Intake:
             job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
-            # An attribute that is missing is the message's own fault.
-            if raised_by_the_user(error.__cause__) is not None:
+            if found is None or _is_of_the_resolver(error):
                 self._source.resolver.failed(job, error, now)
         else:
             job.context = found
             if self._source.resolver.failures:
-                self._engine.went_well(self._source.resolver)
+                self._engine.went_well(self._source.resolver, job)
             # Here, and not per queue: only now are both the sender's group and the tenant known.
             # Not by `group_id`: on Python 3.11 a property costs several times what this does.
             if self._grouping is not None and "MessageGroupId" in message.system_attributes:
@@ -360,6 +359,13 @@ class UnwrappingIntake(Intake):
             return resolver(inner) if self._clean else self._engine.tasks.run_clean(resolver, inner)
         except BaseException as error:
             return self._not_resolved(job, error)
+
+
+def _is_of_the_resolver(error: ContextError) -> bool:
+    """Whether it may fail for every message: what one lacks is its own fault, and an instruction is no failure."""
+    if isinstance(error.__cause__, Retry | Reject | Drop) or raised_by_the_user(error) is not None:
+        return False
+    return raised_by_the_user(error.__cause__) is not None
 
 
 async def _known(found: Any) -> Any:

@@ -123,7 +123,7 @@ class Pipeline:
         self.failed: Counter[str] = Counter()
         """Failures by the name of their error's type."""
 
-    async def process(self, job: Job) -> None:
+    async def process(self, job: Job) -> None:  # noqa: PLR0912 - a method of its own would cost each message a call
         """Tell the story of one message, from its slot to its settlement."""
         # From here on a withdrawal leaves the message to this task.
         job.running = True
@@ -139,6 +139,9 @@ class Pipeline:
                 message = job.message if self._unwrap is None else await self._contents(job, self._unwrap)
                 job.payload = self._decode(message)
                 job.decoded = True
+                # Now, and not after its handler: what fails meanwhile is no row.
+                if job.source.decoder.failures:
+                    self._engine.went_well(job.source.decoder, job)
             if self._pool is None:
                 await self._run_handler(job, None)
             else:
@@ -270,8 +273,6 @@ class Pipeline:
         core.succeeded(job, self._time())
         if core.availability.known_outages and core.availability.ends_outage(job):
             self._engine.available(job.tenant)
-        if job.source.decoder.failures:
-            self._engine.went_well(job.source.decoder)
         if self._acks:
             # The same as `_ack`, written out because it runs for every message.
             if job.settlement is None:
@@ -387,11 +388,9 @@ class Pipeline:
 
     async def _blame(self, job: Job, error: BaseException) -> None:
         """Count a failed attempt, tell ``on_error``, and do what it says or the retry policy."""
-        attempts, decoder = job.source.attempts, job.source.decoder
+        attempts = job.source.attempts
         if isinstance(error, PayloadError) and not job.decoded:
-            decoder.failed(job, error, self._time())
-        elif job.decoded and decoder.failures:
-            self._engine.went_well(decoder)
+            job.source.decoder.failed(job, error, self._time())
         attempts.failed(job)
         instruction = await self._report(job, error)
         if instruction is None and isinstance(error, PayloadError) and not job.started:
@@ -570,7 +569,7 @@ class Pipeline:
         delay = backoff(policy, job.message, error, number, self._rng, repeats=repeats)
         if job.problem is not None:
             return self._spaced(job, job.source.resolver, delay)
-        if isinstance(error, PayloadError) and not job.decoded:
+        if job.counted and not job.decoded:
             return self._spaced(job, job.source.decoder, delay)
         # A retry that comes before the pool tries again would spend a receive for nothing.
         if self._pool is not None and self._pool.troubled:

@@ -58,13 +58,13 @@ class Source:
         self.resolves: bool = settings.resolver is not None
         self.resolver: StepHealth = StepHealth(
             "The context resolver",
-            "a mistake of this deployment, or what it asks is down",
+            "a mistake of this deployment, or what it asks is down, unless all of these are bad",
             queue=self.name,
             step=Step.CONTEXT,
         )
         self.decoder: StepHealth = StepHealth(
             "The payload type",
-            "a mistake of this deployment, or of what sends them",
+            "a mistake of this deployment or of what sends them, or what it asks is down",
             queue=self.name,
             step=Step.PAYLOAD,
         )

@@ -99,7 +99,8 @@ class ConsumerStatistics:
     deferred: int = 0
     """Messages made invisible so far because their tenant could not run."""
     away: int = 0
-    """Messages that were parked or deferred and are invisible now; some may have reappeared."""
+    """Messages that were parked or deferred, or that wait for a resolver or a payload type that fails for everything,
+    and are invisible now; some may have reappeared."""
     outages: int = 0
     """Tenants, and hosts of tenants, with resources that cannot be used now; and tenants that are diverted to a queue
     that takes nothing."""

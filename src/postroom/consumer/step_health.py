@@ -7,19 +7,28 @@ from postroom.consumer.job import Job
 from postroom.errors import MessageError, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import redact
+from postroom.types import AckMode
 
 _log = Log("postroom.consumer", Step.CONTEXT)
 
 _ROW: Final = 10
 """Messages in a row, each of which fails here for the first time, from which on it fails for everything: as many
 failures as the default of ``Faults(breaker_after=)``. Bad messages that come again are no such row. As many that go
-well in a row end it: one of a hundred may go well also with the mistake."""
+well in a row, and are tried again, end it."""
+_OTHERS: Final = 10
+"""Messages that go well at their first attempt which prove as much as one that is tried again: half of them may go well
+also with the mistake."""
 _PROVEN: Final = 30.0
 """Seconds after which one that goes well ends it, if none fails meanwhile: there may be no others."""
 _LAST: Final = 600.0
 """Seconds for which the attempts of a message last then: a deployment with a mistake is noticed, and taken back."""
 _UNCOUNTED: Final = 11
 """Attempts among which they are shared where the queue counts no receives: one a minute."""
+
+
+def is_tried_again(job: Job) -> bool:
+    """Whether a message has failed before: if it goes well now, that is no chance."""
+    return job.source.attempts.number(job) > 1
 
 
 class StepHealth:
@@ -56,18 +65,18 @@ class StepHealth:
         self.failures += 1
         if self.failures == _ROW:
             self.fails = True
-            text = (
-                "%s fails for everything in %s, for %d messages in a row (last: %s): %s. "
-                "Attempts are %.0f s apart until it works again"
-            )
-            said = self._what, self._queue, self.failures, redact(in_words(error)), self._why, self.spacing(job)
+            text = "%s has failed in %s for %d messages in a row (last: %s): %s"
+            said: tuple[object, ...] = (self._what, self._queue, self.failures, redact(in_words(error)), self._why)
+            if job.source.settings.ack is AckMode.ON_SUCCESS:  # in the other modes nothing is tried again
+                text += ". What is tried again waits %.0f s, until it works again"
+                said = (*said, self.spacing(job))
             _log.error(text, *said, extra=about(job, step=self._step))
 
-    def succeeded(self, now: float) -> None:
-        """Note that the step went well."""
+    def succeeded(self, job: Job, now: float) -> None:
+        """Note that the step went well for a message."""
         self._worked_at = self._worked_at if self._works else now
-        self._works += 1
-        if self._works >= _ROW or not self.fails:
+        self._works += _OTHERS if is_tried_again(job) else 1
+        if self._works >= _ROW * _OTHERS or not self.fails:
             self._end(now)
 
     def works(self, now: float) -> bool:

@@ -3,10 +3,14 @@
 import asyncio
 import logging
 
+import msgspec
 import pytest
 
-from postroom import Consumer, ContextError, MessageContext
+from postroom import AckMode, Concurrency, Consumer, ContextError, Drop, MessageContext, Reject, Retry
+from postroom.consumer.settings import Failure
+from postroom.local.shapes import Send
 from postroom.message import Message
+from postroom.payloads import Decoder
 from support.world import Order, Tenant, World, in_world
 
 
@@ -52,7 +56,7 @@ def test_a_missing_variable_makes_no_dead_letters_within_ten_minutes(
     with caplog.at_level(logging.WARNING):
         assert in_world(scenario) == ((0, 0), 200)
     told = [text for text in caplog.messages if text.startswith("The context resolver")]
-    assert "fails for everything in orders, for 10 messages in a row (last: KeyError: 'DSN')" in told[0]
+    assert "has failed in orders for 10 messages in a row (last: KeyError: 'DSN')" in told[0]
     assert "works again in orders" in told[1]
     assert len(told) == 2
 
@@ -99,7 +103,7 @@ def test_what_a_message_lacks_is_its_own_fault(caplog: pytest.LogCaptureFixture)
             return sum(world.counts("dead"))
 
     assert in_world(scenario) == 30
-    assert not [text for text in caplog.messages if "fails for everything" in text]
+    assert not [text for text in caplog.messages if "messages in a row" in text]
 
 
 @pytest.mark.parametrize("part", ["all", "half"])
@@ -125,7 +129,7 @@ def test_a_payload_type_that_fits_no_body_makes_no_dead_letters_within_ten_minut
             return world.counts("dead"), len(handled)
 
     assert in_world(scenario) == (((0, 0), 0) if part == "all" else ((50, 0), 50))
-    told = [text for text in caplog.messages if text.startswith("The payload type fails for everything in orders")]
+    told = [text for text in caplog.messages if text.startswith("The payload type has failed in orders")]
     assert len(told) == (part == "all")
 
 
@@ -144,6 +148,23 @@ def test_what_waits_is_called_back_when_the_step_works_again() -> None:
             return before, len(set(there.handled))
 
     assert in_world(scenario) == (0, 201)
+
+
+def test_what_has_no_receive_left_is_not_called_back_first() -> None:
+    """The first messages used up both of theirs before their row was one. They kept the others waiting for 15 s."""
+
+    async def scenario(world: World) -> int:
+        there = Deployment(world, receives=2)
+        async with there.consumer:
+            for number in range(60):
+                world.send_orders(str(number))
+                await asyncio.sleep(0.3)
+            there.broken = False
+            world.send_orders("new")
+            await asyncio.sleep(4)
+            return len(there.handled)
+
+    assert in_world(scenario) == 52
 
 
 def test_one_that_goes_well_is_proof_after_half_a_minute(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +200,7 @@ def test_one_message_of_twenty_that_goes_well_ends_nothing(caplog: pytest.LogCap
     dead, handled = in_world(scenario)
     assert handled == 30
     assert dead == 0
-    assert len([text for text in caplog.messages if "fails for everything" in text]) == 1
+    assert len([text for text in caplog.messages if "messages in a row" in text]) == 1
 
 
 def test_a_stop_calls_nothing_back_that_a_step_fails_for() -> None:
@@ -194,3 +215,199 @@ def test_a_stop_calls_nothing_back_that_a_step_fails_for() -> None:
         return world.counts("orders"), world.counts("dead")
 
     assert in_world(scenario) == ((0, 100), (0, 0))
+
+
+@pytest.mark.parametrize(
+    "raised", [Drop("not for us"), Reject("not for us"), Retry("not yet"), ContextError("no tenant")]
+)
+def test_what_a_resolver_says_of_a_message_is_no_failure_of_its_own(
+    raised: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A filter that dropped ten messages in a row was called a mistake of the deployment."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead")
+
+        def context(message: Message) -> Tenant:
+            try:
+                return Tenant(message.attributes["customer"])
+            except KeyError as error:
+                raise raised from error
+
+        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, client=world.client)
+
+        @consumer.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
+
+        world.send_orders(*map(str, range(30)))
+        async with consumer:
+            await asyncio.sleep(60)
+            return sum(world.counts())
+
+    assert in_world(scenario) == 0
+    assert not [text for text in caplog.messages if "messages in a row" in text]
+
+
+def test_a_resolver_that_returns_nothing_for_any_message_fails() -> None:
+    """One that forgot its ``return``, or looked in a mapping that is empty in this deployment."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead")
+        tenants: dict[str, Tenant] = {}
+
+        def context(message: Message) -> Tenant:
+            return tenants.get(message.attributes["tenantId"])  # type: ignore[return-value] # as it may be
+
+        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, client=world.client)
+
+        @consumer.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
+
+        world.send_orders(*map(str, range(30)))
+        async with consumer:
+            await asyncio.sleep(590)
+            return world.counts("dead")
+
+    assert in_world(scenario) == (0, 0)
+
+
+def test_bodies_that_fit_are_no_failures_while_their_handlers_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Every second body was bad. All these had failed before the first handler of the others returned."""
+
+    async def scenario(world: World) -> int:
+        world.create(dead_letters="dead")
+        consumer: Consumer[Tenant, None] = Consumer(
+            "orders", context=Tenant, client=world.client, concurrency=Concurrency(total=60, per_tenant=60)
+        )
+
+        @consumer.handler
+        async def handle(_order: dict[str, int], _ctx: MessageContext[Tenant]) -> None:
+            await asyncio.sleep(10)
+
+        for number in range(60):
+            world.send({"order": number if number % 2 else "a text"})
+        async with consumer:
+            await asyncio.sleep(60)
+            return sum(world.counts("dead"))
+
+    assert in_world(scenario) == 30
+    assert not [text for text in caplog.messages if "messages in a row" in text]
+
+
+@pytest.mark.parametrize("several", [1, 20])
+def test_tenants_that_need_nothing_of_what_is_missing_call_nothing_back(several: int) -> None:
+    """Each of their messages called one back, or twenty all of them, and that used its attempts up in a minute."""
+
+    async def scenario(world: World) -> tuple[tuple[int, int], int]:
+        there = Deployment(world, receives=5)
+        there.good = "-good"
+        world.send_orders(*map(str, range(10)))
+        async with there.consumer:
+            for number in range(400):
+                world.send_orders(f"{number}-good" if number // several % 2 else f"{number}-bad")
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(400)
+            return world.counts("dead"), len(there.handled)
+
+    assert in_world(scenario) == ((0, 0), 200)
+
+
+class _Registry(Decoder):
+    """Decodes by what a schema registry says, which is down until it is not."""
+
+    down = True
+
+    def __call__(self, message: Message, /) -> str:
+        if self.down:
+            raise OSError("registry")
+        return message.body
+
+
+@pytest.mark.parametrize("receives", [2, 3])
+def test_groups_that_back_off_here_go_on_when_the_step_works_again(receives: int) -> None:
+    """They waited until the ten minutes were over, with what was behind them."""
+
+    async def scenario(world: World) -> dict[str, list[str]]:
+        policy = {"deadLetterTargetArn": world.broker.create_queue("dead.fifo", _FIFO).arn}
+        policy["maxReceiveCount"] = str(receives)
+        world.broker.create_queue("orders.fifo", {**_FIFO, "RedrivePolicy": msgspec.json.encode(policy).decode()})
+        registry = _Registry()
+        handled: dict[str, list[str]] = {}
+        consumer: Consumer[None, None] = Consumer("orders.fifo", payload=registry, client=world.client)
+
+        @consumer.handler
+        async def handle(body: str, ctx: MessageContext[None]) -> None:
+            handled.setdefault(str(ctx.message.group_id), []).append(body)
+
+        def send(body: str, group: str) -> None:
+            request = Send(message_body=body, message_group_id=group, message_deduplication_id=f"{group}-{body}")
+            world.broker.send("orders.fifo", request)
+
+        async with consumer:
+            for group in range(10):
+                send("a", str(group))
+            await asyncio.sleep(1)
+            for number in range(80):
+                send("abcd"[number % 4], f"{number // 4}-more")
+            await asyncio.sleep(60)
+            registry.down = False
+            handled.clear()
+            send("a", "new")
+            await asyncio.sleep(45)
+            return {group: bodies for group, bodies in handled.items() if "more" in group}
+
+    assert in_world(scenario) == {f"{number}-more": ["a", "b", "c", "d"] for number in range(20)}
+
+
+_FIFO = {"FifoQueue": "true"}
+
+
+def test_a_bare_retry_of_on_error_is_as_late_as_the_backoff_is() -> None:
+    """Where the payload type failed it came by the retry policy alone."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead")
+
+        def on_error(_failure: Failure) -> None:
+            raise Retry("it may go well")
+
+        consumer: Consumer[None, None] = Consumer("orders", client=world.client, on_error=on_error)
+
+        @consumer.handler
+        async def handle(_order: dict[str, int], _ctx: MessageContext[None]) -> None: ...
+
+        for _ in range(30):
+            world.send({"order": "a text"})
+        async with consumer:
+            await asyncio.sleep(590)
+            return world.counts("dead")
+
+    assert in_world(scenario) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "waits"), [(AckMode.ON_SUCCESS, True), (AckMode.ALWAYS, False), (AckMode.MANUAL, False)]
+)
+def test_the_line_tells_of_a_wait_where_there_is_one(
+    mode: AckMode, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With ``AckMode.ALWAYS`` the messages were deleted, and the line said that they wait."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead")
+
+        def context(_message: Message) -> Tenant:
+            raise KeyError("DSN")
+
+        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, ack=mode, client=world.client)
+
+        @consumer.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
+
+        world.send_orders(*map(str, range(30)))
+        async with consumer:
+            await asyncio.sleep(5)
+
+    in_world(scenario)
+    (told,) = [text for text in caplog.messages if "messages in a row" in text]
+    assert ("waits 300 s, until it works again" in told) == waits

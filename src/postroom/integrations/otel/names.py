@@ -93,7 +93,11 @@ GAUGES: Final = {
     "running": Instrument("postroom.slots.used", "{slot}", "Handlers that run"),
     "held": Instrument("postroom.held", "{message}", "Messages that the consumer owns"),
     "held_bytes": Instrument("postroom.held.size", "By", "Bytes of the bodies of held messages"),
-    "away": Instrument("postroom.away", "{message}", "Messages that were parked or deferred and are invisible"),
+    "away": Instrument(
+        "postroom.away",
+        "{message}",
+        "Messages that were parked or deferred, or that wait for what fails for everything, and are invisible",
+    ),
     "tenants": Instrument("postroom.tenants", "{tenant}", "Tenants that have a message here"),
     "outages": Instrument("postroom.outages", "{outage}", "Tenants and hosts with resources that cannot be used"),
     "breakers": Instrument("postroom.breakers", "{tenant}", "Tenants paused because all of their handlers fail"),
