@@ -305,8 +305,9 @@ class Intake:
             job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
-            # An attribute that is missing is the message's own fault.
-            if raised_by_the_user(error.__cause__) is not None:
+            # An attribute that is missing is the message's own fault; not that no context was returned, or none that
+            # names a tenant.
+            if found is not error or raised_by_the_user(error.__cause__) is not None:
                 self._source.resolver.failed(job, error, now)
         else:
             job.context = found
