@@ -61,6 +61,31 @@ def test_a_missing_variable_makes_no_dead_letters_within_ten_minutes(
     assert len(told) == 2
 
 
+@pytest.mark.parametrize(("found", "said"), [(None, "the context resolver returned None"), ({}, "is not hashable")])
+def test_a_resolver_that_returns_no_context_makes_no_dead_letters_within_ten_minutes(
+    found: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says no less than by an error that it is broken: a lookup in an empty table returns None for everything."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create(dead_letters="dead", receives=5)
+        consumer: Consumer[object, None] = Consumer("orders", context=lambda _message: found, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[object]) -> None:
+            raise AssertionError(order)
+
+        world.send_orders(*map(str, range(50)))
+        async with consumer:
+            await asyncio.sleep(590)
+            return world.counts("dead")
+
+    assert in_world(scenario) == (0, 0)
+    told = [text for text in caplog.messages if text.startswith("The context resolver fails for everything in orders")]
+    assert len(told) == 1
+    assert said in told[0]
+
+
 def test_no_message_is_hidden_until_the_end_of_its_retention_period() -> None:
     """SQS would delete it then. It comes back before, and is a dead letter when its attempts are used up."""
 
