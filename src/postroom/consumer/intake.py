@@ -305,8 +305,7 @@ class Intake:
             job.tenant = found if type(found) is self._own_key else self._tenant_of(job, found)
         except ContextError as error:
             job.tenant, job.problem = UNRESOLVED, error
-            # Also where no context was returned, or none that names a tenant.
-            if (found is not error and error.__cause__ is None) or _is_of_the_resolver(error):
+            if _is_of_the_resolver(error, found):
                 self._source.resolver.failed(job, error, now)
         else:
             job.context = found
@@ -365,11 +364,13 @@ class UnwrappingIntake(Intake):
             return self._not_resolved(job, error)
 
 
-def _is_of_the_resolver(error: ContextError) -> bool:
+def _is_of_the_resolver(error: ContextError, found: Any) -> bool:
     """Whether it may fail for every message: what one lacks is its own fault, and an instruction is no failure."""
-    if isinstance(error.__cause__, Retry | Reject | Drop) or raised_by_the_user(error) is not None:
+    if isinstance(error.__cause__, Retry | Reject | Drop):
         return False
-    return raised_by_the_user(error.__cause__) is not None
+    if found is not error:  # it returned no context, or none that names a tenant
+        return True
+    return raised_by_the_user(error) is None and raised_by_the_user(error.__cause__) is not None
 
 
 async def _known(found: Any) -> Any:

@@ -81,7 +81,7 @@ def test_a_resolver_that_returns_no_context_makes_no_dead_letters_within_ten_min
             return world.counts("dead")
 
     assert in_world(scenario) == (0, 0)
-    told = [text for text in caplog.messages if text.startswith("The context resolver fails for everything in orders")]
+    told = [text for text in caplog.messages if text.startswith("The context resolver has failed in orders for 10")]
     assert len(told) == 1
     assert said in told[0]
 
