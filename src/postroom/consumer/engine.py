@@ -474,10 +474,11 @@ class Engine:
 
         That a first attempt goes well may be such a chance: the message needs nothing of what is missing.
         """
-        step.succeeded(job, self._time())
-        if is_tried_again(job) or step not in self._mending or not step.fails:
-            self._mending.add(step)
-            self._call_back(step)
+        for each in step.levels:
+            each.succeeded(job, self._time())
+            if is_tried_again(job) or each not in self._mending or not each.fails:
+                self._mending.add(each)
+                self._call_back(each)
 
     def _call_back(self, step: StepHealth) -> None:
         now = self._time()

@@ -13,6 +13,7 @@ from postroom.consumer.poller import Receiver
 from postroom.consumer.settings import Settings
 from postroom.consumer.source import Source
 from postroom.consumer.statistics import QueueStatistics
+from postroom.consumer.step_health import Steps
 from postroom.resources import ResourcePool
 from postroom.settlement import DeadLetters, Settler, Tally
 from postroom.transports.protocol import Client, Queue
@@ -28,6 +29,7 @@ class Inlet:
         pool: where resources are leased.
         client: opens the dead-letter queue, and those that tenants are diverted to.
         tally: counts the bytes that are held, of all queues of the consumer.
+        steps: what is known of the steps before a handler, of all queues, where there are several.
         alone: whether it is the only queue.
     """
 
@@ -43,6 +45,7 @@ class Inlet:
         *,
         client: Client,
         tally: Tally,
+        steps: Steps | None = None,
         alone: bool = True,
     ) -> None:
         tasks = engine.tasks
@@ -50,7 +53,7 @@ class Inlet:
         self.queue = queue
         self.name: str = queue.info.name
         self.facts: QueueFacts = QueueFacts(queue, tasks)
-        self.source: Source = Source(settings, queue, self.facts, tally=tally, alone=alone)
+        self.source: Source = Source(settings, queue, self.facts, tally=tally, steps=steps, alone=alone)
         source = self.source
         source.diversions = Diversions(client.queue, tasks=tasks)
         self.settler: Settler[Job] = Settler(

@@ -309,7 +309,7 @@ class Intake:
                 self._source.resolver.failed(job, error, now)
         else:
             job.context = found
-            if self._source.resolver.failures:
+            if self._source.resolver.listens:
                 self._engine.went_well(self._source.resolver, job)
             # Here, and not per queue: only now are both the sender's group and the tenant known.
             # Not by `group_id`: on Python 3.11 a property costs several times what this does.

@@ -30,6 +30,7 @@ from postroom.consumer.scouting import Scouting
 from postroom.consumer.settings import Settings
 from postroom.consumer.snapshot import snapshot_of
 from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
+from postroom.consumer.step_health import steps_of
 from postroom.consumer.stopping import StopDiary, where_it_waits
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
@@ -171,6 +172,7 @@ class Run(Generic[C, R]):
         settings = self.settings
         if isinstance(policy, SharedPolicy) and settings.queues is not None:
             queues, observers = settings.queues, settings.observers
+            self._steps = steps_of(self.name)
             self._rota = Rota[Inlet](settings.polling, watched=queues.watched, rest=queues.rest)
             polling, looks = settings.polling, queues.watched
             return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)
@@ -181,7 +183,16 @@ class Run(Generic[C, R]):
 
     def _inlet_of(self, queue: Queue) -> Inlet:
         """Make what one of several queues needs."""
-        inlet = Inlet(self.settings, queue, self.engine, self.pool, client=self.client, tally=self.tally, alone=False)
+        inlet = Inlet(
+            self.settings,
+            queue,
+            self.engine,
+            self.pool,
+            client=self.client,
+            tally=self.tally,
+            steps=self._steps,
+            alone=False,
+        )
         inlet.receiver = Receiver(inlet.source, self.tasks, watch=self.watch)
         _say_what_may_surprise(self.settings, inlet)
         return inlet

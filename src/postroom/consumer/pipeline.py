@@ -140,7 +140,7 @@ class Pipeline:
                 job.payload = self._decode(message)
                 job.decoded = True
                 # Now, and not after its handler: what fails meanwhile is no row.
-                if job.source.decoder.failures:
+                if job.source.decoder.listens:
                     self._engine.went_well(job.source.decoder, job)
             if self._pool is None:
                 await self._run_handler(job, None)
@@ -578,6 +578,7 @@ class Pipeline:
 
     def _spaced(self, job: Job, step: StepHealth, delay: float) -> float:
         """Return the seconds to the next attempt of a message that a step failed for."""
+        step = step.failing
         spacing = step.spacing(job)
         if spacing <= delay:
             return delay

@@ -8,8 +8,7 @@ from postroom.consumer.diversions import Diversions
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Settings
-from postroom.consumer.step_health import StepHealth
-from postroom.log_fields import Step
+from postroom.consumer.step_health import Steps, steps_of
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility
 from postroom.repeats import Repeats
@@ -34,6 +33,7 @@ class Source:
         queue: the queue.
         facts: what the queue says of itself.
         tally: counts the bytes that are held, of all sources that share one memory.
+        steps: what is known of the steps before a handler, of all sources, where there are several.
         alone: whether it is the only source of its core: then its message groups need no other name.
     """
 
@@ -44,6 +44,7 @@ class Source:
         facts: QueueFacts,
         *,
         tally: Tally | None = None,
+        steps: Steps | None = None,
         alone: bool = True,
     ) -> None:
         self.settings = settings
@@ -56,18 +57,7 @@ class Source:
         self.facts = facts
         self.name: str = queue.info.name
         self.resolves: bool = settings.resolver is not None
-        self.resolver: StepHealth = StepHealth(
-            "The context resolver",
-            "a mistake of this deployment, or what it asks is down, unless all of these are bad",
-            queue=self.name,
-            step=Step.CONTEXT,
-        )
-        self.decoder: StepHealth = StepHealth(
-            "The payload type",
-            "a mistake of this deployment or of what sends them, or what it asks is down",
-            queue=self.name,
-            step=Step.PAYLOAD,
-        )
+        self.resolver, self.decoder = steps_of(self.name, steps)
         self.fifo: bool = queue.info.fifo
         self.attempts: Attempts = Attempts(facts)
         self.tally: Tally = Tally() if tally is None else tally

@@ -1,6 +1,7 @@
 """What comes before a handler, the context and the payload: where it fails for everything, no message is bad."""
 
-from typing import Final
+from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from postroom.consumer.availability import Obstacle, ObstacleKind
 from postroom.consumer.job import Job
@@ -32,45 +33,71 @@ def is_tried_again(job: Job) -> bool:
 
 
 class StepHealth:
-    """Whether a step fails for every message of a queue: no tenant's breaker can stand for that.
+    """Whether a step fails for every message of a queue, or of all: no tenant's breaker can stand for that.
 
     Args:
         what: the step, for the log.
         why: what it may be, for the log.
-        queue: its name.
+        queue: what the queue, or all of them together, are called.
         step: for the log.
+        whole: the same of all queues of the consumer, where it has several: each may have a message or two.
     """
 
-    __slots__ = ("_queue", "_since", "_step", "_what", "_why", "_worked_at", "_works", "fails", "failures", "obstacle")
-
-    def __init__(self, what: str, why: str, *, queue: str, step: Step) -> None:
+    def __init__(self, what: str, why: str, *, queue: str, step: Step, whole: "StepHealth | None" = None) -> None:
         self._what = what
         self._why = why
         self._queue = queue
         self._step = step
+        self._whole = whole
+        self.parts: WeakSet[StepHealth] = WeakSet()
+        """Those of single queues, where this is that of all of them."""
+        if whole is not None:
+            whole.parts.add(self)
         self.obstacle: Obstacle = Obstacle(ObstacleKind.STEP, self)
-        self.failures: int = 0
-        """Messages in a row. While it is 0, nothing has to be told that the step went well."""
+        self.listens: bool = whole is not None and whole.listens
+        """Whether it has to be told that the step went well."""
         self.fails: bool = False
         """Whether it fails for everything."""
-        self._works = 0
+        self._told = False
+        self._failures = self._works = 0
+        """Messages in a row."""
         self._since = self._worked_at = 0.0
+
+    @property
+    def levels(self) -> "tuple[StepHealth, ...]":
+        """All that it counts for, the widest first."""
+        return (self,) if self._whole is None else (self._whole, self)
+
+    @property
+    def failing(self) -> "StepHealth":
+        """The widest of them for which everything fails; itself where that is none."""
+        return next((each for each in self.levels if each.fails), self)
 
     def failed(self, job: Job, error: MessageError, now: float) -> None:
         """Note that the step failed for a message, before that counts as an attempt."""
+        if self._whole is not None:
+            self._whole.failed(job, error, now)
         self._works = 0
         if self.fails or job.source.attempts.known(job):
+            self._tell(job, error)
             return
-        self._since = self._since if self.failures else now
-        self.failures += 1
-        if self.failures == _ROW:
-            self.fails = True
-            text = "%s has failed in %s for %d messages in a row (last: %s): %s"
-            said: tuple[object, ...] = (self._what, self._queue, self.failures, redact(in_words(error)), self._why)
-            if job.source.settings.ack is AckMode.ON_SUCCESS:  # in the other modes nothing is tried again
-                text += ". What is tried again waits %.0f s, until it works again"
-                said = (*said, self.spacing(job))
-            _log.error(text, *said, extra=about(job, step=self._step))
+        for each in (self, *self.parts) if not self.listens else ():
+            each.listens = True
+        self._since = self._since if self._failures else now
+        self._failures += 1
+        self.fails = self._failures >= _ROW
+        self._tell(job, error)
+
+    def _tell(self, job: Job, error: MessageError) -> None:
+        if not self.fails or self._told or self.failing is not self:  # that of all queues tells of it
+            return
+        self._told = True
+        text = "%s has failed in %s for %d messages in a row (last: %s): %s"
+        said: tuple[object, ...] = (self._what, self._queue, self._failures, redact(in_words(error)), self._why)
+        if job.source.settings.ack is AckMode.ON_SUCCESS:  # in the other modes nothing is tried again
+            text += ". What is tried again waits %.0f s, until it works again"
+            said = (*said, self.spacing(job))
+        _log.error(text, *said, extra=about(job, step=self._step))
 
     def succeeded(self, job: Job, now: float) -> None:
         """Note that the step went well for a message."""
@@ -86,10 +113,12 @@ class StepHealth:
         return self._works > 0 or not self.fails
 
     def _end(self, now: float) -> None:
-        if self.fails:
+        if self._told:
             extra = about(queue=self._queue, step=self._step)
             _log.warning("%s works again in %s after %.1f s", self._what, self._queue, now - self._since, extra=extra)
-        self.fails, self.failures, self._works = False, 0, 0
+        self.fails = self._told = False
+        self.listens = self._whole is not None and self._whole.listens
+        self._failures = self._works = 0
 
     def spacing(self, job: Job) -> float:
         """Return the least seconds between two attempts of a message: it has to be back within its retention period."""
@@ -97,3 +126,30 @@ class StepHealth:
             return 0.0
         seconds = _LAST / max(1, (job.source.attempts.promised(job) or _UNCOUNTED) - 1)
         return min(seconds, max(0.0, job.source.facts.seconds_left(job) / 2))
+
+
+class Steps(NamedTuple):
+    """What comes before a handler."""
+
+    resolver: StepHealth
+    decoder: StepHealth
+
+
+def steps_of(queue: str, whole: Steps | None = None) -> Steps:
+    """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer."""
+    return Steps(
+        StepHealth(
+            "The context resolver",
+            "a mistake of this deployment, or what it asks is down, unless all of these are bad",
+            queue=queue,
+            step=Step.CONTEXT,
+            whole=None if whole is None else whole.resolver,
+        ),
+        StepHealth(
+            "The payload type",
+            "a mistake of this deployment or of what sends them, or what it asks is down",
+            queue=queue,
+            step=Step.PAYLOAD,
+            whole=None if whole is None else whole.decoder,
+        ),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from postroom import Reject
-from postroom.consumer import engine
+from postroom.consumer import engine, source
 from postroom.consumer.away import Away
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
@@ -124,6 +124,11 @@ def _waits_for_anything(settled: Any) -> Any:
     return mutant
 
 
+def _each_for_itself(steps_of: Any) -> Any:
+    """Know nothing of a step in other queues."""
+    return lambda queue, _whole=None: steps_of(queue)
+
+
 def _calls_all_back(_: Any) -> Any:
     """Call back at a stop also what a step has failed for."""
 
@@ -159,6 +164,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("spaces no attempts", says(StepHealth, "spacing", 0.0), 300_000_012, "spacing"),
     Mutant("calls nothing back when a step works", says(Engine, "_call_back", None), 300_000_012, "spacing"),
+    Mutant("lets each queue learn for itself", swap(source, "steps_of", _each_for_itself), 300_000_000, "spacing"),
     Mutant("calls back what backs off", swap(Core, "settled", _waits_for_anything), 300_000_062, "S1"),
     Mutant("calls back all at a stop", swap(Away, "all_over", _calls_all_back), 300_000_255, "spacing"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_025, "owner"),

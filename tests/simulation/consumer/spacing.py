@@ -50,10 +50,10 @@ def _is_total(raising: Raising) -> bool:
     return raising.function == "resolver" and raising.tenant is None and raising.part == 1.0 and raising.end < _LASTS
 
 
-def judge_dead_letters(dead: Iterable[list[Receive]], places: int, until: float) -> str | None:
-    """Judge dead letters, by their receives: ten of each queue and process, at most, end before it knows."""
+def judge_dead_letters(dead: Iterable[list[Receive]], processes: int, until: float) -> str | None:
+    """Judge dead letters, by their receives: ten of each process, at most, end before it knows."""
     hurried = sum(_is_hurried(receives, until) for receives in dead)
-    if hurried <= _ROW * places:
+    if hurried <= _ROW * processes:
         return None
     return f"{hurried} are dead letters within {until:g} s, because the resolver failed for everything"
 

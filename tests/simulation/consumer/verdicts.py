@@ -180,7 +180,7 @@ class Verdicts:
         processes = [each for each in self._world.processes if each.began < until]
         messages = [self._world.stored[key] for key in dead]
         receives = [self.shared.ledger.of(each.id) for each in messages if self._arrived(each)]
-        if (wrong := judge_dead_letters(receives, len(processes) * self.plan.queues, until)) is not None:
+        if (wrong := judge_dead_letters(receives, len(processes), until)) is not None:
             self.history.broken("spacing", wrong)
 
     def _arrived(self, message: Stored) -> bool:

@@ -436,3 +436,74 @@ def test_the_line_tells_of_a_wait_where_there_is_one(
     in_world(scenario)
     (told,) = [text for text in caplog.messages if "messages in a row" in text]
     assert ("waits 300 s, until it works again" in told) == waits
+
+
+@pytest.mark.parametrize("well", [0, 1])
+def test_many_queues_with_a_few_messages_each_are_looked_at_together(
+    well: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 30 queues each had five: no row of ten, and all were dead letters. Not so where another queue is well."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        names = [f"orders-{number}" for number in range(30)]
+        arn = world.broker.create_queue("dead").arn
+        policy = msgspec.json.encode({"deadLetterTargetArn": arn, "maxReceiveCount": "5"}).decode()
+        for name in names:
+            world.broker.create_queue(name, {"RedrivePolicy": policy})
+            for number in range(5):
+                world.send({"order_id": f"{name}-{number}"}, queue=name)
+        broken = True
+        handled: set[str] = set()
+
+        def context(message: Message) -> Tenant:
+            if broken and not (well and "orders-0" in message.body):
+                raise KeyError("DSN")
+            return Tenant("a")
+
+        consumer: Consumer[Tenant, None] = Consumer(queues=names, context=context, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            handled.add(order.order_id)
+
+        async with consumer:
+            await asyncio.sleep(410)  # they were tried three times, and are at 600
+            broken = False
+            world.send({"order_id": "new"}, queue="orders-0")
+            await asyncio.sleep(180)
+            return world.counts("dead")[0], len(handled)
+
+    dead, handled = in_world(scenario)
+    assert (dead, handled) == (0, 151)
+    told = [text for text in caplog.messages if text.startswith("The context resolver")]
+    assert len(told) == 2
+
+
+def test_a_queue_that_fails_is_seen_beside_others_that_are_well(caplog: pytest.LogCaptureFixture) -> None:
+    """What sends to one queue changed its bodies: that is for the others no reason to wait."""
+
+    async def scenario(world: World) -> tuple[int, int]:
+        arn = world.broker.create_queue("dead").arn
+        policy = msgspec.json.encode({"deadLetterTargetArn": arn, "maxReceiveCount": "5"}).decode()
+        for name in ("good", "bad"):
+            world.broker.create_queue(name, {"RedrivePolicy": policy})
+        consumer: Consumer[Tenant, None] = Consumer(queues=["good", "bad"], context=Tenant, client=world.client)
+        handled: set[int] = set()
+
+        @consumer.handler
+        async def handle(order: dict[str, int], _ctx: MessageContext[Tenant]) -> None:
+            handled.add(order["order"])
+
+        async with consumer:
+            for number in range(100):
+                world.send({"order": number}, queue="good")
+                world.send({"order": "a text"}, queue="bad")
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(500)
+            return world.counts("dead")[0], len(handled)
+
+    dead, handled = in_world(scenario)
+    assert (dead, handled) == (0, 100)
+    told = [text for text in caplog.messages if text.startswith("The payload type has failed in")]
+    assert len(told) == 1
+    assert told[0].startswith("The payload type has failed in bad for 10 messages")
