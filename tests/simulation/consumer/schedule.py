@@ -148,8 +148,9 @@ class Simulation:
             return False
         process = next(each for each in self.processes if each.name == receives[-1].process)
         since = process.works.since
-        # A call that fails calls nothing back, and is not made again.
+        # A call that fails calls nothing back, and is not made again. Nor is there one for what has no receive left.
         calls_back = process in self.living and not process.disturbed and order.kind is not Kind.MALFORMED
+        calls_back = calls_back and receives[-1].number not in self.shared.ledger.policies.values()
         if calls_back and since is not None and self._now() > since + most:
             text = f"{process.name} left {order.key} away for {most:g} s after what failed for it works again"
             self.history.broken("spacing", text)
