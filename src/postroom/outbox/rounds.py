@@ -14,6 +14,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
+from postroom.redaction import describe, log_error
 from postroom.sending import Sender, SendRetry
 from postroom.sending.relaying import is_same
 from postroom.transports.protocol import Client
@@ -83,6 +84,7 @@ class Queues:
         self._stack = AsyncExitStack()
         self._opening: dict[str, asyncio.Lock] = {}  # one each: a queue that is slow to open holds up no other
         self.pauses: Pauses = Pauses()
+        self._of_tenants: Pauses = Pauses()  # by tenant and queue: what a transform fails for keeps back no other's
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,8 +94,15 @@ class Queues:
     ) -> None:
         await self._stack.aclose()
 
-    async def post(self, queue: str, messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
-        """Send messages, and return what was not sent, by place. A queue that fails is paused."""
+    def paused(self, tenant: str) -> list[str]:
+        """Return the queues that no message of a tenant is to be sent to now."""
+        return self.pauses.active() + [queue for other, queue in self._of_tenants.active() if other == tenant]
+
+    async def post(self, queue: str, messages: Sequence[OutgoingMessage], tenant: str) -> dict[int, Unsent]:
+        """Send messages of a tenant, and return what was not sent, by place.
+
+        A queue that fails is paused; for this tenant alone, if a sender's transform fails for its messages.
+        """
         try:
             check_queue("a row of an outbox", queue)
         except ConfigurationError as error:
@@ -107,11 +116,17 @@ class Queues:
         unsent = outcome.unsent
         for place in outcome.of_queue & unsent.keys():  # no message is at fault, and any may be taken later
             unsent[place] = dataclasses.replace(unsent[place], retryable=True)
-        again = [each for each in unsent.values() if each.retryable and not each.behind]
+        own = outcome.of_transform
+        again = [each for each in unsent.values() if each.retryable and not each.behind and each.index not in own]
         if again:
             self._pause(queue, again[0].reason)
-        elif self.pauses.succeeded(queue):
+        elif len(own) < len(messages) and self.pauses.succeeded(queue):
             _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
+        if own:
+            self._pause_for(tenant, queue, next(iter(own.values())))
+        elif self._of_tenants.succeeded((tenant, queue)):
+            text = "Messages of tenant %s are made ready for queue %s again"
+            _log.warning(text, tenant, queue, extra=about(queue=queue, tenant=tenant))
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:
@@ -129,6 +144,16 @@ class Queues:
         seconds, first = self.pauses.failed(queue)
         text = "Queue %s does not take messages of outboxes; they stay there, and the next try is in %.0f s: %s"
         _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason, extra=about(queue=queue))
+
+    def _pause_for(self, tenant: str, queue: str, error: Exception) -> None:
+        seconds, first = self._of_tenants.failed((tenant, queue))
+        text = (
+            "Sender(transform=...) failed for a message of tenant %s for queue %s, which stays in the outbox; the next "
+            "try is in %.0f s: %s"
+        )
+        level = logging.WARNING if first else logging.DEBUG
+        named = about(queue=queue, tenant=tenant)
+        log_error(_log, level, text, tenant, queue, seconds, describe(error), error=error, extra=named)
 
 
 def _none_of(messages: Sequence[OutgoingMessage], error: PostroomError, *, retryable: bool) -> dict[int, Unsent]:
@@ -159,13 +184,13 @@ class Rounds:
         """
         # Without the rows of queues that are paused: they would fill the round, and hold up all
         # others.
-        async with taken(database, self._outbox, self._queues.pauses.active()) as found:
+        async with taken(database, self._outbox, self._queues.paused(tenant)) as found:
             if not found.rows:
                 return False
             sent: list[int] = []
             aside = [(row.id, "this row is no message of an outbox") for row in found.rows if row.message is None]
             for queue, rows in _by_queue(found.rows).items():
-                unsent = await self._queues.post(queue, [message for _, message in rows])
+                unsent = await self._queues.post(queue, [message for _, message in rows], tenant)
                 for index, (number, _) in enumerate(rows):
                     if index not in unsent:
                         sent.append(number)
