@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -27,6 +26,10 @@ FIRST_PAUSE: Final = 1.0
 """Seconds without a try of a queue, or of a tenant's database, that has just failed. It doubles."""
 LONGEST_PAUSE: Final = 60.0
 """The longest such pause."""
+_FORGOTTEN: Final = 600.0
+"""Seconds after a pause without another try: then nothing is left that would try it."""
+_MOST_QUEUES: Final = 10_000
+"""Queues that are kept open at once, besides those of the relay's senders: rows may name one for each request."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,6 +64,9 @@ class Pauses:
     def failed(self, key: Any) -> tuple[float, bool]:
         """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
         known = self._until.get(key)
+        if known is None:
+            over = self._time() - _FORGOTTEN
+            self._until = {each: pause for each, pause in self._until.items() if pause[0] > over}
         seconds = FIRST_PAUSE if known is None else min(LONGEST_PAUSE, known[1] * 2)
         self._until[key] = (self._time() + seconds, seconds)
         return seconds, known is None
@@ -81,7 +87,7 @@ class Queues:
     def __init__(self, known: Mapping[str, Sender[Any]], client: Client) -> None:
         self._senders = dict(known)
         self._client = client
-        self._stack = AsyncExitStack()
+        self._own: dict[str, Sender[Any]] = {}  # those that are opened here, the oldest first
         self._opening: dict[str, asyncio.Lock] = {}  # one each: a queue that is slow to open holds up no other
         self.pauses: Pauses = Pauses()
         self._of_tenants: Pauses = Pauses()  # by tenant and queue: what a transform fails for keeps back no other's
@@ -92,7 +98,8 @@ class Queues:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        while self._own:
+            await self._close_oldest()
 
     def paused(self, tenant: str) -> list[str]:
         """Return the queues that no message of a tenant is to be sent to now."""
@@ -130,15 +137,32 @@ class Queues:
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:
-        async with self._opening.setdefault(queue, asyncio.Lock()):
-            sender = self._senders.get(queue)
-            if sender is None:
-                sender = Sender[Any](queue, retry=_RETRY, client=self._client)
-                await self._stack.enter_async_context(sender)
-                # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
-                named = (each for each in self._senders.values() if is_same(each.info, sender.info))
-                self._senders[queue] = sender = next(named, sender)
-            return sender
+        lock = self._opening.setdefault(queue, asyncio.Lock())
+        try:
+            async with lock:
+                return self._senders.get(queue) or await self._open(queue)
+        finally:
+            if not lock.locked():
+                self._opening.pop(queue, None)
+
+    async def _open(self, queue: str) -> Sender[Any]:
+        sender = Sender[Any](queue, retry=_RETRY, client=self._client)
+        await sender.__aenter__()
+        # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
+        named = next((each for each in self._senders.values() if is_same(each.info, sender.info)), None)
+        if named is not None:
+            self._senders[queue] = named
+            await sender.__aexit__(None, None, None)
+            return named
+        self._senders[queue] = self._own[queue] = sender
+        if len(self._own) > _MOST_QUEUES:
+            await self._close_oldest()  # what it sends goes on: the client stays open
+        return sender
+
+    async def _close_oldest(self) -> None:
+        sender = self._own.pop(next(iter(self._own)))
+        self._senders = {name: each for name, each in self._senders.items() if each is not sender}
+        await sender.__aexit__(None, None, None)
 
     def _pause(self, queue: str, reason: str) -> None:
         seconds, first = self.pauses.failed(queue)

@@ -10,7 +10,7 @@ import pytest
 
 from postroom import AccessDenied, InvalidRequest, OutgoingMessage, QueueNotFound, Sender, TransportError
 from postroom.local import LocalBroker
-from postroom.outbox.rounds import Counters, Queues, Rounds
+from postroom.outbox.rounds import Counters, Pauses, Queues, Rounds
 from postroom.outbox.run import Run
 from postroom.outbox.stores import NoOutbox
 from postroom.resources import ResourcePool
@@ -238,3 +238,54 @@ def test_a_queue_that_is_slow_to_open_holds_up_no_other() -> None:
             return seconds
 
     assert run_virtual(main()) < 1
+
+
+def test_queues_that_rows_name_are_not_kept_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request may name one of its own for its answer. The senders of the relay stay, and what is sent goes on."""
+    monkeypatch.setattr("postroom.outbox.rounds._MOST_QUEUES", 2, raising=False)
+    opened: list[str] = []
+    slow = asyncio.Event()
+    send = MemoryQueue.send
+
+    class Client(MemoryClient):
+        async def queue(self, name: str) -> MemoryQueue:
+            opened.append(name)
+            return await super().queue(name)
+
+    async def sending(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        if messages[0].body == "slow":
+            slow.set()
+            await asyncio.sleep(1)
+        return await send(self, messages)
+
+    async def main() -> None:
+        async with LocalBroker() as broker, Client(broker) as client:
+            for name in ("invoices", "a", "b", "c"):
+                broker.create_queue(name)
+            async with Sender[Any]("invoices", client=client) as sender, Queues({"invoices": sender}, client) as queues:
+                first = asyncio.create_task(queues.post("a", [OutgoingMessage(body="slow")], "acme"))
+                await slow.wait()
+                for name in ("invoices", "b", "c", "invoices", "c", "a"):
+                    assert not await queues.post(name, [OutgoingMessage(body="1")], "acme")
+                assert not await first
+
+    monkeypatch.setattr(MemoryQueue, "send", sending)
+    run_virtual(main())
+    assert opened == ["invoices", "a", "b", "c", "a"]
+
+
+def test_what_is_tried_no_more_is_forgotten() -> None:
+    """Such as a queue that is gone, with its rows: ten minutes after its pause."""
+
+    async def main() -> None:
+        pauses = Pauses()
+        pauses.failed("gone")
+        await asyncio.sleep(600)
+        pauses.failed("one")
+        assert pauses.is_known("gone")
+        await asyncio.sleep(2)
+        pauses.failed("other")
+        assert not pauses.is_known("gone")
+        assert pauses.active() == ["other"]
+
+    run_virtual(main())
