@@ -584,6 +584,22 @@ async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
     assert sorted(message.body for message in await _received(client)) == ["a", "b"]
 
 
+async def test_groups_of_one_name_in_two_schemas_do_not_wait_for_each_other(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    """They are those of two tenants: the backlog of one would keep the other's messages back until it is sent."""
+    for schema in ("t_a", "t_b"):
+        sql = f"CREATE SCHEMA {schema}; SET search_path = {schema}; {OUTBOX.schema}"
+        postgres_server.execute(sql, database=database)
+    registry = Registry(dict.fromkeys("ab", postgres_server.dsn(database)))
+    databases = asyncpg_inbox(asyncpg_pool(registry), create=True, scope=lambda name: Scope(schema=f"t_{name}"))
+    async with databases("a") as one, databases("b") as other:
+        for db in (one, other):
+            await _fill(db, OUTBOX, 1, groups=1)
+        async with taken(one, OUTBOX, ()) as mine, taken(one, OUTBOX, ()) as again, taken(other, OUTBOX, ()) as theirs:
+            assert [len(each.rows) for each in (mine, again, theirs)] == [1, 0, 1]
+
+
 async def test_a_long_backlog_is_read_by_its_indexes(tenant: TenantDatabase) -> None:
     """A round looks at its own rows, and not at all that wait."""
     tenant.server.execute(

@@ -142,12 +142,13 @@ _NOT_PAUSED: Final = f"queue NOT IN (SELECT value FROM {_PAUSED})"  # noqa: S608
 
 def groups_sql(table: str) -> str:
     """Lock the groups that waited longest and that no other relay has."""
+    own = f"CAST(CAST('{table}' AS regclass) AS oid)"  # a lock is the database's, which may have one for each tenant
     return (
         f"WITH oldest AS MATERIALIZED (SELECT id, queue, ordered_by FROM {table} "  # noqa: S608
         f"WHERE ordered_by IS NOT NULL AND failed_at IS NULL AND {_NOT_PAUSED} ORDER BY id LIMIT {_LOOKED_AT}), "
         "waiting AS MATERIALIZED (SELECT queue, ordered_by FROM oldest GROUP BY queue, ordered_by ORDER BY min(id)), "
         "mine AS (SELECT queue, ordered_by FROM waiting WHERE "
-        f"pg_try_advisory_xact_lock(hashtextextended('{table} ' || queue || ' ' || ordered_by, 0)) LIMIT {_GROUPS}) "
+        f"pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', {own}, queue, ordered_by), 0)) LIMIT {_GROUPS}) "
         "SELECT CAST(json_agg(json_build_array(queue, ordered_by)) AS text) FROM mine"
     )
 
