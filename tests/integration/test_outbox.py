@@ -1,6 +1,8 @@
 """The outbox over every adapter: what is committed is sent, what is rolled back is not, order and others stay."""
 
 import asyncio
+import contextlib
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -14,7 +16,7 @@ import asyncpg
 import msgspec
 import psycopg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from postroom import ConfigurationError, Consumer, Message, MessageContext, NotOpenError, OutgoingMessage, Sender
 from postroom.datasources import (
@@ -25,6 +27,7 @@ from postroom.datasources import (
     WrongDatabase,
     asyncpg_inbox,
     asyncpg_pool,
+    postgres_inbox,
     sqlite_database,
     tenant_file,
 )
@@ -331,6 +334,141 @@ async def test_a_request_sends_in_its_own_transaction(tenant: TenantDatabase, cl
     assert len(await _received(client)) == 3
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg"])
+@pytest.mark.parametrize("kind", [AsyncConnection, AsyncSession])
+async def test_a_connection_that_commits_each_statement_is_refused(
+    tenant: TenantDatabase, scheme: str, kind: type[Any]
+) -> None:
+    """SQLAlchemy says in AUTOCOMMIT, too, that there is a transaction; its rollback would take nothing back."""
+    engine = create_async_engine(tenant.dsn.replace("postgresql", scheme, 1), isolation_level="AUTOCOMMIT")
+    async with kind(engine) as tx:
+        with pytest.raises(ConfigurationError, match="no open transaction"):
+            await OUTBOX.add(tx, EVENTS, EVENTS.message("1"))
+    await engine.dispose()
+    assert tenant.server.execute("SELECT count(*) FROM postroom_outbox", database=tenant.name) == "0"
+
+
+async def test_connections_may_have_a_codec_for_json(tenant: TenantDatabase, client: MemoryClient) -> None:
+    """As many have with asyncpg: both those that write and those of the relay."""
+
+    async def init(connection: Any) -> None:
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+    registry = Registry({"a": tenant.dsn})
+    databases = asyncpg_inbox(asyncpg_pool(registry, init=init), create=True)
+    async with databases("a") as db, db.transaction() as tx:
+        await OUTBOX.add(tx, EVENTS, EVENTS.message("1"))
+        await OUTBOX.add(tx, "events.fifo", OutgoingMessage(body="2", group_id="g"))
+        await OUTBOX.add(tx, "small", EVENTS.message("x" * 2000))
+    async with OutboxRelay(databases, tenants=["a"], outbox=OUTBOX, client=client, interval=60) as relay:
+        await relay.drain()
+        assert relay.statistics() == OutboxStatistics(sent=2, set_aside=1, failures=0)
+
+
+@pytest.mark.parametrize("adapter", list(POSTGRES), indirect=True)
+async def test_a_round_sees_what_was_committed_meanwhile(adapter: Adapter, tenant: TenantDatabase) -> None:
+    """Also where the database's default is SERIALIZABLE: relays would fail for each other, after they have sent."""
+    tenant.server.execute(f"ALTER DATABASE \"{tenant.name}\" SET default_transaction_isolation = 'serializable'")
+    databases, _ = _provider(adapter)
+    async with databases("a") as db:
+        await _fill(db, OUTBOX, 110)
+        async with taken(db, OUTBOX, ()) as mine:
+            async with taken(db, OUTBOX, ()) as theirs:
+                await theirs.remove([row.id for row in theirs.rows])
+            await mine.remove([row.id for row in mine.rows])
+        async with db.work(read_committed=True) as work:
+            assert await work.value("SELECT count(*) FROM postroom_outbox") == 0
+            tenant.server.execute("INSERT INTO orders VALUES ('1')", database=tenant.name)
+            assert await work.value("SELECT count(*) FROM orders") == 1
+
+
+LIMITED = f"""
+    DROP ROLE IF EXISTS limited;
+    CREATE ROLE limited LOGIN PASSWORD 'geheim';
+    {postgres_inbox().schema}
+    GRANT ALL ON postroom_inbox TO limited;
+    INSERT INTO postroom_outbox (queue, message) VALUES ('events', '{{"body": "1"}}');
+"""
+POLICIES = "".join(
+    f"CREATE POLICY p_{each} ON postroom_outbox FOR {each} TO limited USING (true);" for each in ("SELECT", "UPDATE")
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "sent", "advice"),
+    [
+        (
+            "GRANT SELECT, UPDATE ON postroom_outbox TO limited",
+            False,
+            "GRANT SELECT, UPDATE, DELETE ON postroom_outbox",
+        ),
+        (
+            "GRANT SELECT, DELETE ON postroom_outbox TO limited",
+            False,
+            "GRANT SELECT, UPDATE, DELETE ON postroom_outbox",
+        ),
+        (
+            "GRANT ALL ON postroom_outbox TO limited; ALTER TABLE postroom_outbox ENABLE ROW LEVEL SECURITY;"
+            + POLICIES,
+            True,
+            "1 message of postroom_outbox was sent, and PostgreSQL deleted 0 of the rows .* row-level security",
+        ),
+        (
+            "DROP TABLE postroom_outbox",
+            False,
+            r"no table postroom_outbox.* add postgres_outbox\('postroom_outbox'\).schema",
+        ),
+        (
+            "GRANT ALL ON postroom_outbox TO limited; ALTER TABLE postroom_outbox DROP COLUMN reason",
+            False,
+            r"without all of its columns: add postgres_outbox\('postroom_outbox'\).schema",
+        ),
+    ],
+    ids=["no delete", "no update", "no policy", "no table", "no column"],
+)
+async def test_a_table_of_which_rows_cannot_be_deleted_is_a_failure_with_what_to_do(
+    tenant: TenantDatabase, client: MemoryClient, sql: str, sent: bool, advice: str
+) -> None:
+    """What was sent would be sent again in each round. It is told before that, or after it by the first round."""
+    tenant.server.execute(f"{LIMITED} {sql}", database=tenant.name)
+    dsn = tenant.dsn.replace(f"{tenant.server.user}:{tenant.server.password}@", "limited:geheim@")
+    databases = asyncpg_inbox(asyncpg_pool(Registry({"a": dsn})))
+    relay = OutboxRelay(databases, tenants=["a"], outbox=OUTBOX, client=client, interval=60)
+    async with relay, asyncio.timeout(20):
+        with pytest.raises(ConfigurationError, match=advice) as raised:
+            await relay.drain()
+    assert "geheim" not in str(raised.value)
+    assert bool(await _received(client)) == sent
+    tenant.server.execute("DROP OWNED BY limited; DROP ROLE limited", database=tenant.name)
+
+
+async def test_nothing_is_sent_while_another_process_writes_a_file(tmp_path: Path) -> None:
+    """The row could not be deleted: until the other is at its end, its message would go again and again."""
+    databases: Provider[str, SqliteDatabase] = sqlite_database(
+        lambda _: tmp_path / "a", create=True, schema=SQLITE_OUTBOX.schema, busy_timeout=0.01
+    )
+    with contextlib.closing(sqlite3.connect(tmp_path / "a", isolation_level=None)) as other:
+        async with databases("a") as db:
+            await db.run(lambda c: SQLITE_OUTBOX.insert(c, EVENTS, EVENTS.message("1")))
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                async with taken(db, SQLITE_OUTBOX, ()):
+                    pytest.fail("its message would be sent")
+            other.execute("ROLLBACK")
+            async with taken(db, SQLITE_OUTBOX, ()) as found:
+                assert len(found.rows) == 1
+
+
+async def test_a_file_without_the_table_says_what_to_write(tmp_path: Path) -> None:
+    """It has no migrations."""
+    databases: Provider[str, SqliteDatabase] = sqlite_database(lambda _: tmp_path / "a", create=True)
+    async with databases("a") as db:
+        with pytest.raises(ConfigurationError, match=r"no such table: postroom_outbox: pass SQLITE_OUTBOX\.schema"):
+            async with taken(db, SQLITE_OUTBOX, ()):
+                pass
+
+
 async def test_a_tenant_whose_database_is_down_holds_up_no_other(
     tenant: TenantDatabase, client: MemoryClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -444,6 +582,22 @@ async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
     async with OutboxRelay(databases, tenants=["a", "b"], outbox=OUTBOX, client=client, interval=60) as relay:
         await relay.drain()
     assert sorted(message.body for message in await _received(client)) == ["a", "b"]
+
+
+async def test_groups_of_one_name_in_two_schemas_do_not_wait_for_each_other(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    """They are those of two tenants: the backlog of one would keep the other's messages back until it is sent."""
+    for schema in ("t_a", "t_b"):
+        sql = f"CREATE SCHEMA {schema}; SET search_path = {schema}; {OUTBOX.schema}"
+        postgres_server.execute(sql, database=database)
+    registry = Registry(dict.fromkeys("ab", postgres_server.dsn(database)))
+    databases = asyncpg_inbox(asyncpg_pool(registry), create=True, scope=lambda name: Scope(schema=f"t_{name}"))
+    async with databases("a") as one, databases("b") as other:
+        for db in (one, other):
+            await _fill(db, OUTBOX, 1, groups=1)
+        async with taken(one, OUTBOX, ()) as mine, taken(one, OUTBOX, ()) as again, taken(other, OUTBOX, ()) as theirs:
+            assert [len(each.rows) for each in (mine, again, theirs)] == [1, 0, 1]
 
 
 async def test_a_long_backlog_is_read_by_its_indexes(tenant: TenantDatabase) -> None:

@@ -20,6 +20,7 @@ from postroom.types import C, R
 Tx = TypeVar("Tx")
 D = TypeVar("D", default=Any)
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(hashtext('postroom inbox'))"
+_READ_COMMITTED: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _BEGUN: Final = "SELECT now()::text"  # the time at which the transaction began
 _ABORTED: Final = "25P02"
 SWALLOWED: Final = (
@@ -96,13 +97,18 @@ class PostgresDatabase(ABC, Generic[Tx]):
             yield work.tx
 
     @asynccontextmanager
-    async def work(self) -> AsyncGenerator[Work[Tx], None]:
+    async def work(self, *, read_committed: bool = False) -> AsyncGenerator[Work[Tx], None]:
         """Yield what runs statements, whatever the driver, in a transaction in the tenant's scope.
+
+        Args:
+            read_committed: each statement is to see what was committed before it, whatever the database's default is.
 
         Raises:
             TransactionRolledBack: as ``transaction``.
         """
         async with self._begin() as work:
+            if read_committed:
+                await work.run(_READ_COMMITTED)  # before any query: not after the scope
             await self._enter_scope(work)
             yield work
             await work.finish()

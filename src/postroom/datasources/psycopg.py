@@ -85,6 +85,8 @@ class _Connections:
         # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []
+        self.returned: WeakSet[Connection] = WeakSet()
+        """What its user has given back: a pool's worker may still be at it when the pool is closed."""
         self.refusal: Exception | None = None
         """Why the pool could not make its last connection: psycopg_pool tells those who wait only that it is late."""
 
@@ -147,7 +149,7 @@ class _Connections:
             await self._attempts.close()
         finally:
             held = [connection for connection in self._live if not connection.closed]
-            in_use = [connection for connection in held if connection not in self._ready]
+            in_use = [each for each in held if each not in self._ready and each not in self.returned]
             for connection in held:
                 await end_connection(connection)
         if in_use:
@@ -279,7 +281,7 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
             raise spent()
         with self.waiting.one(self._is_full):
             try:
-                return await super().getconn(timeout)
+                connection = await super().getconn(timeout)
             except pools.PoolTimeout as late:
                 cause = self._connections.refusal or await self.waiting.server.problem()
                 if cause is not None:
@@ -288,6 +290,12 @@ class _Pool(pools.AsyncConnectionPool[Connection]):
                     raise
                 told = in_vain(self._who, self.timeout if timeout is None else timeout, self.max_size)
                 raise of_message(pools.PoolTimeout(told)) from None
+        self._connections.returned.discard(connection)
+        return connection
+
+    async def putconn(self, conn: Connection) -> None:
+        self._connections.returned.add(conn)
+        await super().putconn(conn)
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncGenerator[Connection]:

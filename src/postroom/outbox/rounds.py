@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -14,6 +13,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import OutgoingMessage
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
+from postroom.redaction import describe, log_error
 from postroom.sending import Sender, SendRetry
 from postroom.sending.relaying import is_same
 from postroom.transports.protocol import Client
@@ -26,6 +26,10 @@ FIRST_PAUSE: Final = 1.0
 """Seconds without a try of a queue, or of a tenant's database, that has just failed. It doubles."""
 LONGEST_PAUSE: Final = 60.0
 """The longest such pause."""
+_FORGOTTEN: Final = 600.0
+"""Seconds after a pause without another try: then nothing is left that would try it."""
+_MOST_QUEUES: Final = 10_000
+"""Queues that are kept open at once, besides those of the relay's senders: rows may name one for each request."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,6 +64,9 @@ class Pauses:
     def failed(self, key: Any) -> tuple[float, bool]:
         """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
         known = self._until.get(key)
+        if known is None:
+            over = self._time() - _FORGOTTEN
+            self._until = {each: pause for each, pause in self._until.items() if pause[0] > over}
         seconds = FIRST_PAUSE if known is None else min(LONGEST_PAUSE, known[1] * 2)
         self._until[key] = (self._time() + seconds, seconds)
         return seconds, known is None
@@ -80,9 +87,10 @@ class Queues:
     def __init__(self, known: Mapping[str, Sender[Any]], client: Client) -> None:
         self._senders = dict(known)
         self._client = client
-        self._stack = AsyncExitStack()
+        self._own: dict[str, Sender[Any]] = {}  # those that are opened here, the oldest first
         self._opening: dict[str, asyncio.Lock] = {}  # one each: a queue that is slow to open holds up no other
         self.pauses: Pauses = Pauses()
+        self._of_tenants: Pauses = Pauses()  # by tenant and queue: what a transform fails for keeps back no other's
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,10 +98,18 @@ class Queues:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        while self._own:
+            await self._close_oldest()
 
-    async def post(self, queue: str, messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
-        """Send messages, and return what was not sent, by place. A queue that fails is paused."""
+    def paused(self, tenant: str) -> list[str]:
+        """Return the queues that no message of a tenant is to be sent to now."""
+        return self.pauses.active() + [queue for other, queue in self._of_tenants.active() if other == tenant]
+
+    async def post(self, queue: str, messages: Sequence[OutgoingMessage], tenant: str) -> dict[int, Unsent]:
+        """Send messages of a tenant, and return what was not sent, by place.
+
+        A queue that fails is paused; for this tenant alone, if a sender's transform fails for its messages.
+        """
         try:
             check_queue("a row of an outbox", queue)
         except ConfigurationError as error:
@@ -107,28 +123,61 @@ class Queues:
         unsent = outcome.unsent
         for place in outcome.of_queue & unsent.keys():  # no message is at fault, and any may be taken later
             unsent[place] = dataclasses.replace(unsent[place], retryable=True)
-        again = [each for each in unsent.values() if each.retryable and not each.behind]
+        own = outcome.of_transform
+        again = [each for each in unsent.values() if each.retryable and not each.behind and each.index not in own]
         if again:
             self._pause(queue, again[0].reason)
-        elif self.pauses.succeeded(queue):
+        elif len(own) < len(messages) and self.pauses.succeeded(queue):
             _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
+        if own:
+            self._pause_for(tenant, queue, next(iter(own.values())))
+        elif self._of_tenants.succeeded((tenant, queue)):
+            text = "Messages of tenant %s are made ready for queue %s again"
+            _log.warning(text, tenant, queue, extra=about(queue=queue, tenant=tenant))
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:
-        async with self._opening.setdefault(queue, asyncio.Lock()):
-            sender = self._senders.get(queue)
-            if sender is None:
-                sender = Sender[Any](queue, retry=_RETRY, client=self._client)
-                await self._stack.enter_async_context(sender)
-                # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
-                named = (each for each in self._senders.values() if is_same(each.info, sender.info))
-                self._senders[queue] = sender = next(named, sender)
-            return sender
+        lock = self._opening.setdefault(queue, asyncio.Lock())
+        try:
+            async with lock:
+                return self._senders.get(queue) or await self._open(queue)
+        finally:
+            if not lock.locked():
+                self._opening.pop(queue, None)
+
+    async def _open(self, queue: str) -> Sender[Any]:
+        sender = Sender[Any](queue, retry=_RETRY, client=self._client)
+        await sender.__aenter__()
+        # A row may have the queue's name where a sender has its URL: without that one it would go unsigned.
+        named = next((each for each in self._senders.values() if is_same(each.info, sender.info)), None)
+        if named is not None:
+            self._senders[queue] = named
+            await sender.__aexit__(None, None, None)
+            return named
+        self._senders[queue] = self._own[queue] = sender
+        if len(self._own) > _MOST_QUEUES:
+            await self._close_oldest()  # what it sends goes on: the client stays open
+        return sender
+
+    async def _close_oldest(self) -> None:
+        sender = self._own.pop(next(iter(self._own)))
+        self._senders = {name: each for name, each in self._senders.items() if each is not sender}
+        await sender.__aexit__(None, None, None)
 
     def _pause(self, queue: str, reason: str) -> None:
         seconds, first = self.pauses.failed(queue)
         text = "Queue %s does not take messages of outboxes; they stay there, and the next try is in %.0f s: %s"
         _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason, extra=about(queue=queue))
+
+    def _pause_for(self, tenant: str, queue: str, error: Exception) -> None:
+        seconds, first = self._of_tenants.failed((tenant, queue))
+        text = (
+            "Sender(transform=...) failed for a message of tenant %s for queue %s, which stays in the outbox; the next "
+            "try is in %.0f s: %s"
+        )
+        level = logging.WARNING if first else logging.DEBUG
+        named = about(queue=queue, tenant=tenant)
+        log_error(_log, level, text, tenant, queue, seconds, describe(error), error=error, extra=named)
 
 
 def _none_of(messages: Sequence[OutgoingMessage], error: PostroomError, *, retryable: bool) -> dict[int, Unsent]:
@@ -159,13 +208,13 @@ class Rounds:
         """
         # Without the rows of queues that are paused: they would fill the round, and hold up all
         # others.
-        async with taken(database, self._outbox, self._queues.pauses.active()) as found:
+        async with taken(database, self._outbox, self._queues.paused(tenant)) as found:
             if not found.rows:
                 return False
             sent: list[int] = []
             aside = [(row.id, "this row is no message of an outbox") for row in found.rows if row.message is None]
             for queue, rows in _by_queue(found.rows).items():
-                unsent = await self._queues.post(queue, [message for _, message in rows])
+                unsent = await self._queues.post(queue, [message for _, message in rows], tenant)
                 for index, (number, _) in enumerate(rows):
                     if index not in unsent:
                         sent.append(number)

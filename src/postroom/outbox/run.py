@@ -64,6 +64,7 @@ class Run(Generic[C]):
         self._places = Places(pool, interval)
         self._feed_now = asyncio.Event()
         self._closing = False
+        self._found = False  # whether any tenant has had an outbox
         self.stopping: asyncio.Event = asyncio.Event()
         """Set when the relay is to end."""
         self.fatal: BaseException | None = None
@@ -170,15 +171,19 @@ class Run(Generic[C]):
         more = False
         try:
             more = await self.look(context)
+            self._found = True
             self._causes.pop(context, None)
             if self._pauses.succeeded(context):
                 text = "The outbox of tenant %s can be read again"
                 _log.warning(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:
-            if self.fatal is None:
-                # Now: the block that is left with this error may be the one of a web server, weeks later.
-                _log.critical("The OutboxRelay cannot go on, and what is in the outboxes stays there: %s", error)
-            self._die(error)
+            if self._found:  # the others have one: a tenant that is new, or was moved, must not end theirs
+                self._failed(context, error)
+            else:
+                if self.fatal is None:
+                    # Now: the block that is left with this error may be the one of a web server, weeks later.
+                    _log.critical("The OutboxRelay cannot go on, and what is in the outboxes stays there: %s", error)
+                self._die(error)
         except Exception as error:
             self._failed(context, error)
         finally:

@@ -8,11 +8,12 @@ from typing import Any, Final, Protocol, cast
 
 import msgspec
 
-from postroom.datasources._postgres_inbox import PostgresDatabase, Work
+from postroom.datasources._postgres_inbox import PostgresDatabase, Work, state_of
 from postroom.datasources.sqlite import SqliteDatabase
+from postroom.display import counted
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
-from postroom.outbox.tables import Outbox, is_sqlite
+from postroom.outbox.tables import Outbox, is_sqlite, json_of
 
 ROWS: Final = 100
 """Rows of a round."""
@@ -25,7 +26,7 @@ _LOOKED_AT: Final = 1_000
 
 
 class NoOutbox(ConfigurationError):
-    """The relay's resources have no outbox that is known here: those of every tenant, so the relay ends."""
+    """The relay's resources have no outbox that is known here. If no tenant's have had one, the relay ends."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ async def taken(database: object, outbox: Outbox, paused: Collection[str]) -> As
         async with _sqlite_round(database, outbox, paused) as found:
             yield found
     elif isinstance(database, PostgresDatabase) and not is_sqlite(outbox):
-        async with database.work() as work:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        async with database.work(read_committed=True) as work:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             yield await _PostgresRound.take(work, outbox, paused)  # pyright: ignore[reportUnknownArgumentType]
     else:
         name = type(cast("object", database)).__name__
@@ -77,6 +78,18 @@ async def taken(database: object, outbox: Outbox, paused: Collection[str]) -> As
             f"postgres_outbox(), or sqlite_database(...) with SQLITE_OUTBOX; got {name}"
         )
         raise NoOutbox(text)
+
+
+_NO_TABLE: Final = (
+    "this tenant's database has no table {table}, or one without all of its columns: add "
+    "postgres_outbox({table!r}).schema to your migrations"
+)
+_ADVICE: Final = {
+    "42P01": _NO_TABLE,
+    "42703": _NO_TABLE,
+    "42501": "the relay's user may not read, set aside and delete rows: GRANT SELECT, UPDATE, DELETE ON {table}",
+}
+"""What to do, by the SQLSTATE of a table that is not as it should be."""
 
 
 class _PostgresRound:
@@ -88,51 +101,71 @@ class _PostgresRound:
     @classmethod
     async def take(cls, work: Work[Any], outbox: Outbox, paused: Collection[str]) -> "_PostgresRound":
         without = msgspec.json.encode(sorted(paused)).decode()
-        groups = await work.value(groups_sql(outbox.table), without)
-        # A second statement sees what the last holder of a group has removed; the first one may not.
-        found = await work.value(rows_sql(outbox.table), without, groups or "[]")
+        try:
+            groups = await work.value(groups_sql(outbox.table), without)
+            # A second statement sees what the last holder of a group has removed; the first one may not.
+            found = await work.value(rows_sql(outbox.table), without, groups or "[]")
+        except Exception as error:
+            if (advice := _ADVICE.get(state_of(error) or "")) is None:
+                raise
+            raise ConfigurationError(advice.format(table=outbox.table)) from error
         return cls(work, outbox, _rows(msgspec.json.decode(found or "[]")))
 
     async def remove(self, ids: Collection[int]) -> None:
         sql = (
             f"WITH gone AS (DELETE FROM {self._table} WHERE id IN "  # noqa: S608
-            "(SELECT CAST(value AS bigint) FROM json_array_elements_text(CAST($1 AS json)) AS each (value)) "
+            f"(SELECT CAST(value AS bigint) FROM json_array_elements_text({json_of('$1')}) AS each (value)) "
             "RETURNING 1) SELECT count(*) FROM gone"
         )
-        await self._work.value(sql, msgspec.json.encode(list(ids)).decode())
+        gone = await self._work.value(sql, msgspec.json.encode(list(ids)).decode())
+        if gone != len(ids):  # no other has deleted them: they are locked
+            text = (
+                f"{counted(len(ids), 'message')} of {self._table} {'was' if len(ids) == 1 else 'were'} sent, and "
+                f"PostgreSQL deleted {gone} of the rows without an error. What stays is sent again at each try: "
+                "let the relay's user delete rows, also by a policy where the table has row-level security, and let "
+                "no trigger keep them"
+            )
+            raise ConfigurationError(text)
 
     async def set_aside(self, reasons: Sequence[tuple[int, str]]) -> None:
         sql = (
             f"WITH aside AS (UPDATE {self._table} AS row SET failed_at = now(), reason = item ->> 1 "  # noqa: S608
-            "FROM json_array_elements(CAST($1 AS json)) AS items (item) "
+            f"FROM json_array_elements({json_of('$1')}) AS items (item) "
             "WHERE row.id = CAST(item ->> 0 AS bigint) RETURNING 1) SELECT count(*) FROM aside"
         )
         await self._work.value(sql, msgspec.json.encode(reasons).decode())
 
 
-_NOT_PAUSED: Final = "queue NOT IN (SELECT value FROM json_array_elements_text(CAST($1 AS json)) AS each (value))"
+_PAUSED: Final = f"json_array_elements_text({json_of('$1')}) AS each (value)"
+_NOT_PAUSED: Final = f"queue NOT IN (SELECT value FROM {_PAUSED})"  # noqa: S608
 
 
 def groups_sql(table: str) -> str:
     """Lock the groups that waited longest and that no other relay has."""
+    own = f"CAST(CAST('{table}' AS regclass) AS oid)"  # a lock is the database's, which may have one for each tenant
     return (
         f"WITH oldest AS MATERIALIZED (SELECT id, queue, ordered_by FROM {table} "  # noqa: S608
         f"WHERE ordered_by IS NOT NULL AND failed_at IS NULL AND {_NOT_PAUSED} ORDER BY id LIMIT {_LOOKED_AT}), "
         "waiting AS MATERIALIZED (SELECT queue, ordered_by FROM oldest GROUP BY queue, ordered_by ORDER BY min(id)), "
         "mine AS (SELECT queue, ordered_by FROM waiting WHERE "
-        f"pg_try_advisory_xact_lock(hashtextextended('{table} ' || queue || ' ' || ordered_by, 0)) LIMIT {_GROUPS}) "
+        f"pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', {own}, queue, ordered_by), 0)) LIMIT {_GROUPS}) "
         "SELECT CAST(json_agg(json_build_array(queue, ordered_by)) AS text) FROM mine"
     )
 
 
 def rows_sql(table: str) -> str:
-    """Take rows: those without an order that no other relay has, and those of the groups that were locked."""
+    """Take rows: those without an order that no other relay has, and those of the groups that were locked.
+
+    Who may not delete rows, or set them aside, is refused here: afterwards they are sent.
+    """
     return (
-        f"WITH free AS MATERIALIZED (SELECT id, queue, message FROM {table} "  # noqa: S608
+        f"WITH may_delete AS (DELETE FROM {table} WHERE false), "  # noqa: S608
+        f"may_set_aside AS (UPDATE {table} SET failed_at = NULL, reason = NULL WHERE false), "
+        f"free AS MATERIALIZED (SELECT id, queue, message FROM {table} "
         f"WHERE ordered_by IS NULL AND failed_at IS NULL AND {_NOT_PAUSED} "
         f"ORDER BY id LIMIT {ROWS} FOR UPDATE SKIP LOCKED), "
         "mine AS MATERIALIZED (SELECT item ->> 0 AS queue, item ->> 1 AS ordered_by "
-        "FROM json_array_elements(CAST($2 AS json)) AS items (item)), "
+        f"FROM json_array_elements({json_of('$2')}) AS items (item)), "
         "ordered AS MATERIALIZED (SELECT own.id, own.queue, own.message FROM mine CROSS JOIN LATERAL ("
         f"SELECT id, queue, message FROM {table} AS each WHERE each.queue = mine.queue "
         "AND each.ordered_by = mine.ordered_by AND each.ordered_by IS NOT NULL AND each.failed_at IS NULL "
@@ -167,6 +200,9 @@ async def _sqlite_round(
     """Take rows while no other process relays this file. A file has one writer, so no transaction may wait for SQS."""
     with _only_relay_of(database) as alone:
         rows = await database.run(lambda connection: _look(connection, outbox, paused), write=False) if alone else []
+        if rows:
+            # Who cannot write now, because another process does for long, would send them again and again.
+            await database.run(lambda _: None)
         yield _SqliteRound(database, outbox, _rows(rows))
 
 
@@ -178,7 +214,14 @@ def _look(connection: sqlite3.Connection, outbox: Outbox, paused: Collection[str
     )
     found: list[tuple[int, str, str]] = []
     size = 0
-    for row in connection.execute(sql, sorted(paused)):
+    try:
+        waiting = connection.execute(sql, sorted(paused))
+    except sqlite3.OperationalError as error:
+        if not str(error).startswith("no such "):  # a table, or one of its columns
+            raise
+        text = f"this tenant's database has {error}: pass SQLITE_OUTBOX.schema to sqlite_database(schema=...)"
+        raise ConfigurationError(text) from error
+    for row in waiting:
         found.append(tuple(row))
         size += len(row[2])
         if size >= BYTES:

@@ -98,7 +98,7 @@ class Outbox:
         return (
             f"INSERT INTO {self.table} (queue, ordered_by, message) "  # noqa: S608
             "SELECT item ->> 0, item ->> 1, item ->> 2 "
-            "FROM json_array_elements(CAST($1 AS json)) WITH ORDINALITY AS items (item, place) ORDER BY place"
+            f"FROM json_array_elements({json_of('$1')}) WITH ORDINALITY AS items (item, place) ORDER BY place"
         )
 
 
@@ -154,6 +154,11 @@ SQLITE_OUTBOX: Final = Outbox(
     dialect=_SQLITE,
 )
 """The outbox of a SQLite file: pass its ``schema`` to ``sqlite_database(schema=...)``."""
+
+
+def json_of(parameter: str) -> str:
+    """Return the SQL of a parameter that holds JSON. It is bound as text: connections may have a codec for JSON."""
+    return f"CAST(CAST({parameter} AS text) AS json)"
 
 
 def is_sqlite(outbox: Outbox) -> bool:
@@ -225,10 +230,19 @@ async def _insert(tx: Any, outbox: Outbox, rows: Sequence[tuple[str, str | None,
     elif "sqlalchemy" in drivers:
         import sqlalchemy  # noqa: PLC0415 - an extra
 
+        if await _commits_each_statement(tx):
+            raise _no_transaction("on an engine without isolation_level=AUTOCOMMIT")
         await tx.execute(sqlalchemy.text(outbox.postgres_insert.replace("$1", ":rows")), {"rows": written})
     else:
         text = "outbox.add(tx, ...) takes a connection of asyncpg or psycopg, an AsyncConnection or AsyncSession of "
         raise ConfigurationError(f"{text}SQLAlchemy, or a SqliteTransaction; got {type(tx).__name__}")
+
+
+async def _commits_each_statement(tx: Any) -> bool:
+    """Whether an ``AsyncConnection`` or ``AsyncSession`` is in AUTOCOMMIT: then it says that it has a transaction."""
+    connection = tx if hasattr(tx, "get_raw_connection") else await tx.connection()
+    driver = (await connection.get_raw_connection()).dbapi_connection
+    return getattr(driver, "autocommit", False) is True
 
 
 def _no_transaction(begin: str) -> ConfigurationError:

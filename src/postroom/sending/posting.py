@@ -56,6 +56,8 @@ class Outcome:
     of_queue: set[int] = dataclasses.field(default_factory=set[int])
     """Places of what was not sent for a reason that is its queue's: access was denied, the queue is gone, or its key
     cannot be used."""
+    of_transform: dict[int, Exception] = dataclasses.field(default_factory=dict[int, Exception])
+    """By place, what the sender's transform raised that may pass: the queue was not asked."""
 
     def raise_for_unsent(self, queue: str) -> None:
         """Raise ``SendFailed`` if anything was not sent."""

@@ -28,6 +28,8 @@ VISIBILITY: Final = 120.0
 _RETRY: Final = SendRetry(within=30.0)
 _PAUSES: Final = (0.2, 1.0, 3.0, 5.0)
 """Seconds between the tries of a receive, and of a delete."""
+_RELEASE: Final = 5.0
+"""Seconds that a relay that is cancelled has to make visible what it has in hand."""
 _MOST_TARGETS: Final = 100
 """Queues that are kept open at once."""
 
@@ -123,6 +125,8 @@ class _Relay:
         self._wait = wait
         self._targets: dict[str, Queue] = {}
         self._left: dict[str, str] = {}  # SQS bounds it: these are in flight, 120,000 at most
+        self._in_hand: dict[str, str] = {}  # received, and neither sent nor left
+        self._refused: dict[tuple[str, str], int] = {}  # by target and reason: how many a target that takes none left
         self._sent = 0
         self._failed: Exception | None = None
 
@@ -133,8 +137,12 @@ class _Relay:
                 for number in range(parallel):
                     group.create_task(self._work(), name=f"postroom-relay-{self._source.info.name}-{number}")
         finally:
-            # Also after an error: what is left would stay invisible for two minutes.
-            await self._show_again()
+            # Also after an error or a cancellation: what is here would stay invisible for two minutes.
+            task = asyncio.current_task()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RELEASE if task is not None and task.cancelling() else None):
+                    await self._show_again()
+            self._tell_refused()
         if self._failed is not None:
             raise self._failed
         return Relayed(self._sent, len(self._left))
@@ -160,11 +168,10 @@ class _Relay:
             if self._room is not None:
                 self._room -= ask  # before the await: other workers ask meanwhile
             received = await self._receive(ask)
-            try:
-                sent = await self._relay(received)
-            except Exception:  # one of a function of the caller's, too: what it keeps back stays visible
-                await self._give_back([message.receipt_handle for message in received])
-                raise
+            self._in_hand |= {message.id: message.receipt_handle for message in received}
+            sent = await self._relay(received)
+            for message in received:
+                self._in_hand.pop(message.id, None)
             if self._room is not None:
                 self._room += ask - sent
             if all(message.id in self._left for message in received):  # nothing, or nothing but what stays
@@ -222,6 +229,11 @@ class _Relay:
         for index, unsent in outcome.unsent.items():
             if unsent.retryable:
                 back.append(pairs[index][0])
+            elif index in outcome.of_queue:  # it would say the same of each message
+                message = pairs[index][0]
+                refusal = (target.info.name, unsent.reason)
+                self._refused[refusal] = self._refused.get(refusal, 0) + (message.id not in self._left)
+                self._left[message.id] = message.receipt_handle
             else:
                 self._leave(pairs[index][0], unsent.reason)
         if back:
@@ -255,9 +267,15 @@ class _Relay:
 
     async def _show_again(self) -> None:
         """Make visible what stays. During the work it was not, so that it was not received again and again."""
-        handles = list(self._left.values())
+        handles = [*self._left.values(), *self._in_hand.values()]
         for first in range(0, len(handles), MAX_BATCH):
             await self._give_back(handles[first : first + MAX_BATCH])
+
+    def _tell_refused(self) -> None:
+        source = self._source.info.name
+        for (target, reason), count in self._refused.items():
+            text = "Relayed none of %s to queue %s, which takes none; they stay in queue %s: %s"
+            _log.warning(text, counted(count, "message"), target, source, reason, extra=about(queue=source))
 
     def _leave(self, message: Message, reason: str) -> None:
         if message.id not in self._left:

@@ -287,6 +287,7 @@ class Sender(Generic[C]):
                 again = not isinstance(error, ConfigurationError | ContextError | InvalidRequest)
                 outcome.unsent[index] = Unsent(index, type(error).__name__, _reason(error), again)
                 if again:
+                    outcome.of_transform[index] = error
                     stuck.setdefault(message.group_id, index)
         sent = await post(queue, [message for _, message in ready], self._retry)
         for (index, _), message_id in zip(ready, sent.message_ids, strict=True):

@@ -348,6 +348,15 @@ class TestReturning:
 class TestClosing:
     """Closing: bounded, complete, and final."""
 
+    async def test_a_connection_that_was_given_back_counts_as_such_at_once(
+        self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Although a pool may be about to make it ready for the next user: no handler fails for that."""
+        async with driver.provider(tenant)("a") as resource, driver.connect(resource) as connection:
+            await connection.value("SELECT 1")
+        assert "its resources were closed with" not in caplog.text
+        tenant.wait_for_backends(0)
+
     async def test_a_held_connection_does_not_hold_up_the_close(
         self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
     ) -> None:

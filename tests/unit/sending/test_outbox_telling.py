@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from postroom import AccessDenied, InvalidRequest, OutgoingMessage, QueueNotFound, TransportError
+from postroom import AccessDenied, InvalidRequest, OutgoingMessage, QueueNotFound, Sender, TransportError
 from postroom.local import LocalBroker
-from postroom.outbox.rounds import Counters, Queues, Rounds
+from postroom.outbox.rounds import Counters, Pauses, Queues, Rounds
 from postroom.outbox.run import Run
 from postroom.outbox.stores import NoOutbox
 from postroom.resources import ResourcePool
@@ -69,6 +69,24 @@ def test_a_relay_that_cannot_go_on_says_so_at_once(caplog: pytest.LogCaptureFixt
     assert record.levelno == logging.CRITICAL
     assert record.getMessage().startswith("The OutboxRelay cannot go on, and what is in the outboxes stays there: ")
     assert record.getMessage().endswith(" takes asyncpg_inbox(...)")
+
+
+def test_a_tenant_without_an_outbox_ends_no_relay_that_others_use(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as a new one in the registry, with a database of another kind: it alone fails."""
+    looks = Looks()
+
+    async def tenants() -> list[str]:
+        return ["acme"]
+
+    async def story() -> None:
+        await asyncio.sleep(10)
+        looks.trouble = NoOutbox("OutboxRelay(databases=...) takes asyncpg_inbox(...)")
+        await asyncio.sleep(300)
+
+    run(looks, tenants, story)
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith("The outbox of tenant acme could not be relayed; the next try is in 1 s: ")
 
 
 def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,12 +164,12 @@ def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
         async with LocalBroker() as broker, MemoryClient(broker) as client, Queues({}, client) as queues:
             broker.create_queue("invoices")
             messages = [OutgoingMessage(body="1"), OutgoingMessage(body="2")]
-            unsent = await queues.post("invoices", messages)
+            unsent = await queues.post("invoices", messages, "acme")
             assert [each.retryable for each in unsent.values()] == [True, True]
             assert queues.pauses.active() == ["invoices"]
             away.clear()
             await asyncio.sleep(60)
-            assert not await queues.post("invoices", messages)
+            assert not await queues.post("invoices", messages, "acme")
 
     monkeypatch.setattr(MemoryQueue, "send", sending)
     run_virtual(main())
@@ -161,6 +179,40 @@ def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
     )
     assert str(error) in kept
     assert again == "Queue invoices takes messages of outboxes again"
+
+
+def test_a_transform_that_fails_for_one_tenant_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It may need a bucket of that tenant. The log names the tenant and the cause, once, and the end."""
+    caplog.set_level(logging.INFO, "postroom.outbox")
+    away = [True]
+
+    def transform(message: OutgoingMessage) -> OutgoingMessage:
+        if message.body == "large" and away:
+            raise ConnectionError("no route to the bucket")
+        return message
+
+    async def main() -> None:
+        async with LocalBroker() as broker, MemoryClient(broker) as client:
+            broker.create_queue("invoices")
+            async with Sender[Any]("invoices", transform=transform, client=client) as sender:
+                queues = Queues({"invoices": sender}, client)
+                for _ in range(2):
+                    unsent = await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
+                    assert [each.retryable for each in unsent.values()] == [True]
+                    assert queues.paused("acme") == ["invoices"]
+                    assert queues.paused("beta") == []
+                    assert not await queues.post("invoices", [OutgoingMessage(body="small")], "beta")
+                away.clear()
+                assert not await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
+                assert queues.paused("acme") == []
+
+    run_virtual(main())
+    failed, again = caplog.messages
+    assert failed == (
+        "Sender(transform=...) failed for a message of tenant acme for queue invoices, which stays in the outbox; the "
+        "next try is in 1 s: ConnectionError: no route to the bucket"
+    )
+    assert again == "Messages of tenant acme are made ready for queue invoices again"
 
 
 def test_a_queue_that_is_slow_to_open_holds_up_no_other() -> None:
@@ -177,12 +229,63 @@ def test_a_queue_that_is_slow_to_open_holds_up_no_other() -> None:
         async with LocalBroker() as broker, Client(broker) as client, Queues({}, client) as queues:
             broker.create_queue("far")
             broker.create_queue("near")
-            far = [asyncio.create_task(queues.post("far", [OutgoingMessage(body="1")])) for _ in range(2)]
+            far = [asyncio.create_task(queues.post("far", [OutgoingMessage(body="1")], "acme")) for _ in range(2)]
             await asyncio.sleep(1)
             began = time()
-            assert not await queues.post("near", [OutgoingMessage(body="2")])
+            assert not await queues.post("near", [OutgoingMessage(body="2")], "acme")
             seconds = time() - began
             assert await asyncio.gather(*far) == [{}, {}]
             return seconds
 
     assert run_virtual(main()) < 1
+
+
+def test_queues_that_rows_name_are_not_kept_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request may name one of its own for its answer. The senders of the relay stay, and what is sent goes on."""
+    monkeypatch.setattr("postroom.outbox.rounds._MOST_QUEUES", 2, raising=False)
+    opened: list[str] = []
+    slow = asyncio.Event()
+    send = MemoryQueue.send
+
+    class Client(MemoryClient):
+        async def queue(self, name: str) -> MemoryQueue:
+            opened.append(name)
+            return await super().queue(name)
+
+    async def sending(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        if messages[0].body == "slow":
+            slow.set()
+            await asyncio.sleep(1)
+        return await send(self, messages)
+
+    async def main() -> None:
+        async with LocalBroker() as broker, Client(broker) as client:
+            for name in ("invoices", "a", "b", "c"):
+                broker.create_queue(name)
+            async with Sender[Any]("invoices", client=client) as sender, Queues({"invoices": sender}, client) as queues:
+                first = asyncio.create_task(queues.post("a", [OutgoingMessage(body="slow")], "acme"))
+                await slow.wait()
+                for name in ("invoices", "b", "c", "invoices", "c", "a"):
+                    assert not await queues.post(name, [OutgoingMessage(body="1")], "acme")
+                assert not await first
+
+    monkeypatch.setattr(MemoryQueue, "send", sending)
+    run_virtual(main())
+    assert opened == ["invoices", "a", "b", "c", "a"]
+
+
+def test_what_is_tried_no_more_is_forgotten() -> None:
+    """Such as a queue that is gone, with its rows: ten minutes after its pause."""
+
+    async def main() -> None:
+        pauses = Pauses()
+        pauses.failed("gone")
+        await asyncio.sleep(600)
+        pauses.failed("one")
+        assert pauses.is_known("gone")
+        await asyncio.sleep(2)
+        pauses.failed("other")
+        assert not pauses.is_known("gone")
+        assert pauses.active() == ["other"]
+
+    run_virtual(main())

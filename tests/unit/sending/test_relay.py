@@ -1,14 +1,16 @@
 """From queue to queue: everything goes along, nothing is lost, what cannot go does not stand in the way."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
 from postroom import (
+    AccessDenied,
     ConfigurationError,
     Message,
     MessageAttribute,
@@ -18,6 +20,7 @@ from postroom import (
 )
 from postroom.sending import Relayed, relay
 from postroom.testing.faults import ClientFaults, FaultyClient
+from postroom.transports.memory import MemoryQueue
 from support.world import World, in_world
 
 
@@ -91,6 +94,61 @@ def test_what_its_target_refuses_stays_and_blocks_nothing() -> None:
         return done, world.counts("here"), len(await _all(world, "there"))
 
     assert in_world(scenario) == (Relayed(20, 10), (10, 0), 20)
+
+
+def test_a_target_that_takes_none_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With how many messages it left: a line for each would say the same forty times."""
+
+    async def denied(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> NoReturn:
+        raise AccessDenied("allow sqs:SendMessage")
+
+    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
+        world.create("here")
+        world.create("there")
+        for number in range(40):
+            world.send(str(number), queue="here")
+        monkeypatch.setattr(MemoryQueue, "send", denied)
+        return await relay("here", "there", client=world.client), world.counts("here")
+
+    assert in_world(scenario) == (Relayed(0, 40), (40, 0))
+    [said] = caplog.messages
+    assert said == (
+        "Relayed none of 40 messages to queue there, which takes none; they stay in queue here: "
+        "AccessDenied (allow sqs:SendMessage)"
+    )
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_one_that_is_cancelled_shows_what_it_has_in_hand(monkeypatch: pytest.MonkeyPatch, *, answers: bool) -> None:
+    """At once, and not after two minutes. A queue that does not answer keeps it for five seconds at most."""
+    sending = asyncio.Event()
+
+    async def hangs(*_: object) -> NoReturn:
+        sending.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create("here")
+        world.create("there")
+        for number in range(40):
+            world.send(str(number), queue="here")
+        monkeypatch.setattr(MemoryQueue, "send", hangs)
+        if not answers:
+            monkeypatch.setattr(MemoryQueue, "change_visibility", hangs)
+        moving = asyncio.create_task(relay("here", "there", parallel=2, client=world.client))
+        await sending.wait()
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        moving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0 if answers else 5)
+        return world.counts("here")
+
+    assert in_world(scenario) == ((40, 0) if answers else (20, 20))
 
 
 def test_a_change_may_rewrite_and_may_keep() -> None:
