@@ -164,7 +164,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("spaces no attempts", says(StepHealth, "spacing", 0.0), 300_000_012, "spacing"),
     Mutant("calls nothing back when a step works", says(Engine, "_call_back", None), 300_000_012, "spacing"),
-    Mutant("lets each queue learn for itself", swap(source, "steps_of", _each_for_itself), 300_000_000, "spacing"),
+    Mutant("lets each queue learn for itself", swap(source, "steps_of", _each_for_itself), 300_000_236, "spacing"),
     Mutant("calls back what backs off", swap(Core, "settled", _waits_for_anything), 300_000_167, "S1"),
     Mutant("calls back all at a stop", swap(Away, "all_over", _calls_all_back), 300_000_255, "spacing"),
     Mutant("counts a late answer from when it reads it", swap(Poller, "arrived", _when_read), 300_000_025, "owner"),
