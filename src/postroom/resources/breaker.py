@@ -4,6 +4,7 @@ Pure: given the time and what happened, these classes say what may be tried. Mem
 records are forgotten first, and all of them once they are old.
 """
 
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Container, Hashable
@@ -12,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from postroom.options import OpenBackoff
+from postroom.redaction import sqlstate_of
 from postroom.resources.causes import Cause, Causes
 from postroom.resources.identity import Identity
 
@@ -19,6 +21,11 @@ TRIP_AFTER: Final = 5
 """Keys that must fail on one host, with no success in between, before the host is left alone."""
 PROBE_PART: Final = 1 / 30
 """Between two probes of a host, no more than this part of the time for which it has been down."""
+_FULL: Final = "53300"
+"""What PostgreSQL says while it has no connection left."""
+_INVITED: Final = 2
+"""Keys that a full server has refused and that are tried at once when another one of their host has found room. Few: it
+may have had room for that one alone."""
 
 
 class Record(msgspec.Struct):
@@ -40,6 +47,8 @@ class Record(msgspec.Struct):
     """The log tells of it: so it will tell when it is over."""
     verify: bool = False
     """The last resource of this key broke: check the next one before it is handed out."""
+    host: Hashable = None
+    """Where the last failure was."""
 
 
 class Cooling:
@@ -81,6 +90,7 @@ class Cooling:
         permanent: bool,
         now: float,
         in_use: bool = False,
+        host: Hashable = None,
     ) -> float:
         """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling.
 
@@ -94,6 +104,7 @@ class Cooling:
         record.failures += 1
         record.permanent = permanent
         record.in_use = in_use
+        record.host = host
         record.cause = self._causes.keep(cause)
         pause = self._backoff.permanent if permanent else self._pause(record.failures, now - record.since)
         record.until = now + pause
@@ -122,6 +133,15 @@ class Cooling:
     def forget(self, identity: Identity) -> None:
         """Drop what is remembered: the open succeeded, or the tenant was repaired."""
         self.records.pop(identity, None)
+
+    def found_room(self, identity: Identity, now: float) -> None:
+        """Let a few keys be tried at once that a full server has refused as it had this one, which is open by now."""
+        record = self.records.get(identity)
+        if record is None or record.host is None or not _was_full(record):
+            return
+        alike = (each for each in self.records.values() if each.until > now and each.host == record.host)
+        for each in itertools.islice(filter(_was_full, alike), _INVITED):
+            each.until = now
 
     def purge(self, now: float, wanted: Container[Identity] = ()) -> None:
         """Drop records so old that a new failure should count as the first: not of keys that wait for their turn."""
@@ -156,6 +176,10 @@ class Cooling:
             record = self.records[identity] = Record(context)
         self.records.move_to_end(identity)
         return record
+
+
+def _was_full(record: Record) -> bool:
+    return record.cause is not None and sqlstate_of(record.cause.error) == _FULL
 
 
 class Host(msgspec.Struct):

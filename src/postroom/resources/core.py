@@ -169,7 +169,9 @@ class Core:
             before.in_use = True
             return  # uses that ran side by side met the same outage: it is one failure, and no pause becomes shorter
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
-        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=False, now=now, in_use=True)
+        pause = self.cooling.failed(
+            entry.identity, entry.context, cause, permanent=False, now=now, in_use=True, host=entry.host
+        )
         tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
         self._tell_failure(entry, cause, last, pause, now, tripped=tripped, in_use=True)
         if tripped:
@@ -198,6 +200,7 @@ class Core:
         if entry.state is not EntryState.OPENING:
             return
         self._tell_recovery(entry, now)
+        self.cooling.found_room(entry.identity, now)
         self.cooling.forget(entry.identity)
         self.hosts.succeeded(entry.host, probe=entry.probe)
         # Make before break: the predecessor drains only now that its successor can be leased.
@@ -227,7 +230,7 @@ class Core:
         # the last.
         before = self.cooling.find(entry.identity)
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
-        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=permanent, now=now)
+        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=permanent, now=now, host=entry.host)
         tripped = False
         if permanent or entry.opened:
             # An unknown tenant, or an unhealthy resource: the server has answered, so this is no

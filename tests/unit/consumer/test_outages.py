@@ -88,6 +88,31 @@ def test_the_end_of_an_outage_calls_everything_back() -> None:
     assert tries <= 5 + 120 / 0.5
 
 
+@pytest.mark.parametrize(("state", "together"), [("53300", True), ("3D000", False)])
+def test_tenants_of_a_server_that_has_room_again_follow_the_first_of_them(state: str, *, together: bool) -> None:
+    """Too few fail to tell of their host, and their pauses are long by then. What failed otherwise keeps its own."""
+
+    class RefusedError(Exception):
+        sqlstate = state
+
+    async def scenario(world: World) -> dict[str, float]:
+        world.create()
+        scene = Scene(world)
+        scene.databases.failures |= dict.fromkeys(NAMES[:4], RefusedError)
+        async with scene.pool, scene.orders:
+            for number in range(120):
+                world.send_orders(str(number), tenant=NAMES[number % 4])
+                await asyncio.sleep(1)
+            assert not scene.done
+            scene.databases.failures.clear()
+            await asyncio.sleep(40)
+        return dict(reversed(scene.done))
+
+    first = in_world(scenario)
+    assert len(first) == 4
+    assert (max(first.values()) - min(first.values()) < 1.0) is together
+
+
 @pytest.mark.parametrize("opened_again", [False, True])
 def test_only_one_message_at_a_time_finds_out(opened_again: bool) -> None:
     """However much traffic there is for a tenant that is down, each open is tried after its pause, and no other.

@@ -88,6 +88,26 @@ def test_success_forgets() -> None:
     assert len(memory) == 0
 
 
+def test_room_on_a_full_server_ends_the_pauses_of_a_few_that_it_refused() -> None:
+    """Of two at a time: not of what failed for another reason, nor elsewhere, nor when another reason is over."""
+
+    class FullError(Exception):
+        sqlstate = "53300"
+
+    memory = cooling()
+    failures = {0: ("h", FullError()), 1: ("other", FullError()), 2: ("h", DOWN), 3: (None, FullError())}
+    failures |= dict.fromkeys(range(4, 8), ("h", FullError()))
+    for number, (host, error) in failures.items():
+        memory.failed(key(number), None, Cause(error, None), permanent=False, now=0.0, host=host)
+    now = min(memory.remaining(key(number), 0.0) for number in failures) / 2
+    paused = [set(failures)]
+    for number in (2, 3, 9, 0, 0, 0):
+        memory.found_room(key(number), now)
+        paused.append({each for each in failures if memory.remaining(key(each), now)})
+    everything, elsewhere = set(failures), {1, 2, 3}
+    assert paused == [*[everything] * 4, everything - {0, 4}, {7, *elsewhere}, elsewhere]
+
+
 def test_the_oldest_failures_are_forgotten_first() -> None:
     """I10: a flood of invented tenants takes a bounded place, and a repeated failure counts as new."""
     memory = cooling(remember=3)
