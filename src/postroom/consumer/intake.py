@@ -329,12 +329,15 @@ class Intake:
             text = "the context resolver returned None; let it return the context, or raise when there is none"
             raise ContextError(text, message_id=job.message.id)
         tenant = found if self._pool is None else self._key_of(job, found, self._pool)
+        lacks = "is not hashable"
         try:
             hash(tenant)
+            lacks = "cannot be compared"  # every dictionary of tenants would raise
+            bool(tenant == tenant)  # noqa: PLR0124
         except BaseException as error:
             self._heed(error)
             what = "context" if tenant is found else f"pool's key= of {display_key(found)}"
-            text = f"the {what}, a {type(tenant).__name__}, is not hashable"
+            text = f"the {what}, a {type(tenant).__name__}, {lacks}"
             text += "; use a frozen dataclass, a NamedTuple or a tuple"
             raise ContextError(text, message_id=job.message.id) from error
         return tenant

@@ -131,11 +131,22 @@ def test_a_malformed_body_opens_nobodys_database(body: str) -> None:
     assert "open victim" not in outcome.opened
 
 
+class Incomparable:
+    """A context that looks at a connection that is closed, whenever it is compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError(other)
+
+
 @pytest.mark.parametrize(
     ("resolver", "told"),
     [
         pytest.param(lambda _message: None, "returned None", id="none"),
         pytest.param(lambda _message: ["a"], "not hashable", id="unhashable"),
+        pytest.param(lambda _message: Incomparable(), "a Incomparable, cannot be compared", id="incomparable"),
         pytest.param(lambda message: {}[message.id], "", id="raises"),
     ],
 )
