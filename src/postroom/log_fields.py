@@ -148,10 +148,14 @@ class Log(_Adapter):
         Not by ``extra`` of the logger itself: that raises for a name which the application's record factory has set.
         A factory, a filter or a handler of the application's that raises is told on standard error, as the standard
         library does with what it catches itself: no message may be lost, and no consumer end, for a line of the log.
+        One that asks for the end of the program ends what runs in order, as any function of the application's does.
         """
         try:
             self._hand_over(level, text, args, extra, exc_info=exc_info, exc_text=exc_text)
-        except Exception as error:
+        except BaseException as error:
+            from postroom.tasks import heed  # noqa: PLC0415 - it logs, too
+
+            heed(error)
             if logging.raiseExceptions:
                 traceback.print_exception(error, chain=False)  # the error that is logged may have secrets
 

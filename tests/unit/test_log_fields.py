@@ -5,6 +5,7 @@ import asyncio
 import io
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,60 @@ class Unready(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Fail."""
         raise AttributeError(record.name)
+
+
+class Vexed(BaseException):
+    """No ``Exception``, as what a library for time limits raises."""
+
+
+class Leaver(logging.Filter):
+    """A filter that raises an error at the line about a failure."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Fail at that line, and let the others through."""
+        if record.getMessage().startswith("Handler failed"):
+            raise self.error
+        return True
+
+
+@pytest.mark.parametrize("error", [Vexed(), asyncio.CancelledError(), SystemExit(3)], ids=repr)
+def test_whatever_a_filter_raises_ends_no_task(error: BaseException) -> None:
+    """What asks for the end of the program ends the consumer in order; it tore the loop down under all messages."""
+    handled: list[str] = []
+    running = asyncio.Event()
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+            if order.order_id == "bad" and not handled:
+                handled.append("bad")
+                raise ValueError
+            running.set()
+            await asyncio.sleep(5)
+            handled.append(order.order_id)
+
+        world.send_orders("good", "bad")
+        with pytest.raises(SystemExit) if isinstance(error, SystemExit) else nullcontext():
+            async with orders:
+                await asyncio.sleep(20)
+        assert running.is_set()
+        return world.counts()
+
+    leaver = Leaver(error)
+    logger = logging.getLogger("postroom.consumer")
+    logger.addFilter(leaver)
+    try:
+        counts = in_world(scenario)
+    finally:
+        logger.removeFilter(leaver)
+    assert (handled, counts) == (["bad", "good", "bad"], (0, 0))
 
 
 def test_a_filter_that_raises_costs_a_line_and_no_message(capsys: pytest.CaptureFixture[str]) -> None:
