@@ -481,6 +481,9 @@ class Consumer(Generic[C, R]):
         if self._handler is None or self._decode is None:
             text = f"the consumer of {self.queue!r} has no handler; register one with @consumer.handler"
             raise ConfigurationError(text)
+        if self._run is not None and self._run.is_abandoned():
+            self._run.ended(None)
+            self._run = None
         if self._run is not None or self._start is not None:
             text = f"the consumer of {self.queue!r} is {'running' if self._run is not None else 'starting'} already"
             raise ConfigurationError(text)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from random import Random
 from typing import Any, Generic, cast
@@ -148,6 +149,7 @@ class Run(Generic[C, R]):
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
         self._opened = AsyncExitStack()
+        self._unsubscribes: Callable[[], object] | None = None
         self._polls = Polls(lambda: self.inlets, self._loop)
         self._keeps_up: asyncio.Task[None] | None = None
         """Keeps up with the list of queues, where there are several."""
@@ -201,7 +203,7 @@ class Run(Generic[C, R]):
         self._opened = opened
         self._leaves = end_with_the_program(self.end)
         if self.pool is not None:
-            opened.callback(self.pool.subscribe(self.engine.observe))
+            self._unsubscribes = opened.callback(self.pool.subscribe(self.engine.observe))
         self._tenants.attach(
             self.engine, self.pool, self.settings.observers, lambda: (inlet.facts for inlet in self.inlets)
         )
@@ -338,8 +340,20 @@ class Run(Generic[C, R]):
     def ended(self, _stop: object) -> None:
         """Wait for threads no longer, and hear of the program's end no longer: the stop is over, however that was."""
         self._leaves()
+        if self._unsubscribes is not None:  # its pool may be open for others, and the loop have ended before the stop
+            self._unsubscribes()
         if self._threads is not None:
             self._threads.give_up()
+
+    def is_abandoned(self) -> bool:
+        """Whether its event loop was closed under it, without a stop: what it had comes back, and so the log says."""
+        if not self._loop.is_closed():
+            return False
+        text = "The event loop of the consumer of %s was closed without a stop: what it held comes back after its "
+        _log.warning(
+            text + "visibility timeout. Stop it before, as `async with` does", self.name, extra=self._about_queue()
+        )
+        return True
 
     def statistics(self) -> ConsumerStatistics:
         """Return a snapshot."""

@@ -6,11 +6,21 @@ from typing import Any, Self
 
 import pytest
 
-from postroom import Concurrency, ConfigurationError, Consumer, MessageContext, QueueNotFound, Shutdown, StopReason
+from postroom import (
+    Concurrency,
+    ConfigurationError,
+    Consumer,
+    MessageContext,
+    QueueNotFound,
+    ResourcePool,
+    Shutdown,
+    StopReason,
+)
 from postroom.consumer.core import Core
 from postroom.consumer.pipeline import Pipeline
+from postroom.local import LocalBroker
 from postroom.transports.memory import MemoryClient
-from support.world import Order, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world
 
 Ctx = MessageContext[Any, Any]
 
@@ -110,6 +120,49 @@ def test_a_start_that_failed_can_be_made_again() -> None:
         return handled
 
     assert in_world(scenario) == ["1"]
+
+
+class Moving:
+    """A client of whichever broker there is."""
+
+    def __init__(self) -> None:
+        self.inner: Any = None
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        return None
+
+    async def queue(self, name: str) -> Any:
+        """Open the queue there."""
+        return await self.inner.queue(name)
+
+
+def test_a_consumer_of_a_loop_that_was_closed_starts_in_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    """As a pool does. A program that enters it by hand, and does not stop it, ends so."""
+    client, handled = Moving(), list[str]()
+    pool = ResourcePool(Databases())
+    orders = consumer(client, handled, context=Tenant, resources=pool)
+
+    async def main(order: str, *, stops: bool) -> None:
+        async with LocalBroker() as broker, asyncio.timeout(30):
+            world = World(broker)
+            world.create()
+            client.inner = world.client
+            await pool.__aenter__()
+            await orders.__aenter__()
+            world.send_orders(order)
+            while order not in handled:
+                await asyncio.sleep(0.01)
+            if stops:
+                await orders.end()
+                await pool.aclose()
+
+    asyncio.run(main("1", stops=False))
+    asyncio.run(main("2", stops=True))
+    assert sum("of the consumer of orders was closed without a stop" in text for text in caplog.messages) == 1
 
 
 def test_a_start_that_hangs_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
