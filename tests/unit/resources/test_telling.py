@@ -266,6 +266,30 @@ def test_a_user_may_say_what_else_is_an_outage(caplog: pytest.LogCaptureFixture)
     assert "outage= failed" in caplog.text
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A lambda around an async function passes for a plain one, and its coroutine for True: all were outages."""
+    databases = Databases(errors={A: OSError("down")})
+
+    async def look(_error: BaseException) -> Any:
+        return False
+
+    def ask(error: BaseException) -> Any:
+        return look(error)
+
+    async def main() -> None:
+        async with ResourcePool(databases.provide, outage=ask, classify=ask) as pool:
+            await fail(pool)
+            lease = await pool.acquire(B)
+            assert not lease.report(ValueError("the message's own"))
+            lease.release()
+
+    run_virtual(main())
+    told = [text.partition(" failed")[0] for text in caplog.messages if "= failed;" in text]
+    assert told == ["classify=", "outage="]
+    assert caplog.text.count("TypeError: it returned an awaitable, which nothing awaits") == 2
+
+
 def test_an_outage_in_use_shortens_no_pause() -> None:
     """A replacement that failed is left alone for as long as it was said, whatever uses of the old resources meet."""
     databases = Databases()
