@@ -365,6 +365,8 @@ class Consumer(Generic[C, R]):
         the same, and the cancellation goes on. Raises what ended the consumer, if that is why it stopped: also the
         ``SystemExit`` of a handler that called ``sys.exit``.
         """
+        if self._run is None:
+            return  # ended in the block, by `end`, which has said what ended it
         fatal = await self.end()
         if fatal is not None and error is None:
             raise fatal
@@ -377,9 +379,10 @@ class Consumer(Generic[C, R]):
         run = self._opened()
         # In a task of its own: a caller that is cancelled must not leave messages and pools
         # half-way.
-        stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
-        # Also where it was cancelled with the whole program, as by a second Ctrl-C: a hung thread would hang that.
-        stopping.add_done_callback(run.ended)
+        if (stopping := run.stopping) is None:
+            stopping = run.stopping = asyncio.create_task(captured(run.stop), name=f"postroom-stop-{self.queue}")
+            # Also where it was cancelled with the whole program, as by a second Ctrl-C: a hung thread would hang that.
+            stopping.add_done_callback(run.ended)
         cancelled: asyncio.CancelledError | None = None
         loop = asyncio.get_running_loop()
         with second_interrupt(lambda: loop.call_soon_threadsafe(run.hurry)):
@@ -390,7 +393,8 @@ class Consumer(Generic[C, R]):
                     cancelled = cancellation
                     run.request_stop(StopReason.REQUESTED, now=True)
         # Only now: `health` and `statistics` tell of a run that stops until it has stopped.
-        self._run = self._home = None
+        if self._run is run:  # not started again by another caller, who waited for the same stop
+            self._run = self._home = None
         if cancelled is not None:
             raise cancelled
         if (error := stopping.result()) is not None:

@@ -85,6 +85,9 @@ def _clean(chooses: Any) -> Any:
 class Run(Generic[C, R]):
     """Everything that lives from a consumer's start to its stop. Made by ``start``."""
 
+    stopping: asyncio.Task[BaseException | None] | None = None
+    """The stop, once it has begun: all who end the run wait for this one."""
+
     def __init__(
         self,
         settings: Settings[C, R],

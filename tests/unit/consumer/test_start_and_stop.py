@@ -1,6 +1,7 @@
 """Starting twice, starting in vain, stopping before the start, and being cancelled again and again."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from postroom import (
     ConfigurationError,
     Consumer,
     MessageContext,
+    NotOpenError,
     QueueNotFound,
     ResourcePool,
     Shutdown,
@@ -120,6 +122,30 @@ def test_a_start_that_failed_can_be_made_again() -> None:
         return handled
 
     assert in_world(scenario) == ["1"]
+
+
+@pytest.mark.parametrize("by", ["itself", "another task"])
+def test_a_consumer_may_be_ended_in_its_own_block(by: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of the block finds nothing to do, or waits for the stop that is under way."""
+    handled: list[str] = []
+
+    async def scenario(world: World) -> tuple[int, int]:
+        world.create()
+        orders = consumer(world.client, handled)
+        world.send_orders("1", seconds=3)
+        async with orders:
+            await asyncio.sleep(1)
+            ending = asyncio.create_task(orders.end())
+            await (ending if by == "itself" else asyncio.sleep(1))
+        assert await ending is None
+        with pytest.raises(NotOpenError):
+            await orders.end()
+        return world.counts()
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        assert in_world(scenario) == (0, 0)
+    assert handled == ["1"]
+    assert sum(text.startswith("Stopped consuming") for text in caplog.messages) == 1
 
 
 class Moving:
