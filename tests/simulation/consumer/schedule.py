@@ -49,6 +49,8 @@ FACTS = (
     *("blocked", "frozen", "failures", "spent"),
 )
 
+_SCHEDULES_KEPT = 20
+"""Schedules, about, of which garbage may be in memory at once."""
 _LETTERS_PAUSE = 5.0
 """Seconds between two calls to the dead-letter queue at most, while they fail."""
 
@@ -420,8 +422,9 @@ def run_consumer_schedule(seed: int, *, change: Callable[[Plan], Plan] | None = 
     history = History()
     with _deterministic(seed, logs=plan.logs), one_collection():
         facts, unhandled = _run(plan, history)
-        # What nothing refers to any longer may still hold an exception that was never looked at.
-        gc.collect(1)
+        # What nothing refers to any longer may still hold an exception that was never looked at. Now and then also what
+        # earlier schedules left, which their histories still referred to: a long search would keep all of it.
+        gc.collect(1 if seed % _SCHEDULES_KEPT else 2)
         for context in unhandled:
             owner = getattr(context.get("task") or context.get("future"), "owner", None)
             if owner is None or owner.gate.alive:
