@@ -113,6 +113,16 @@ def test_every_alert_says_what_to_do() -> None:
         assert alert["annotations"].keys() == {"summary", "description"}
 
 
+def test_what_an_alert_tells_to_look_for_is_there() -> None:
+    """What its description quotes is the title of a panel, or stands in a text that the log has."""
+    source = "".join(each.read_text(encoding="utf-8") for each in (DEPLOY.parent / "src").rglob("*.py"))
+    titles = {panel["title"] for panel in PANELS}
+    said = [rule["annotations"]["description"] for rule in ALERTS if "alert" in rule]
+    quoted = {text for each in said for text in re.findall(r'"(.+?)"', each)}
+    assert len(quoted) >= 7
+    assert {text for text in quoted if text not in titles and text not in source} == set()
+
+
 @needs_prometheus
 def test_the_rules_pass_promtool_and_fire_when_they_should(tmp_path: Path) -> None:
     """A healthy consumer fires none of them, also one that is busy; each fires for its own trouble."""

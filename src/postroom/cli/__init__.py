@@ -7,6 +7,7 @@ work was cancelled, 130 Ctrl-C ended it. Every option can be given as an environ
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Any, ClassVar
 
 import click
@@ -87,3 +88,5 @@ def main() -> None:
 
     Every option can be given as an environment variable; COMMAND --help names it.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # what tenants send may have characters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")

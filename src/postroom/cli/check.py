@@ -5,6 +5,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +87,9 @@ def check(
         attributes=once(map(_pair, attributes)) or None,
         body=body,
     )
-    reports = [report for name in consumers for report in _reports(name, deployment, offline=offline)]
+    # What the modules print is not part of a document, nor of the table.
+    with redirect_stdout(sys.stderr):
+        reports = [report for name in consumers for report in _reports(name, deployment, offline=offline)]
     if policy_only:
         click.echo(json.dumps(_merged(reports), indent=2))
     elif as_json:
@@ -114,7 +117,7 @@ def _reports(name: str, deployment: "Deployment", *, offline: bool) -> "Iterator
     except WrongName as problem:
         yield Report(name, [Finding(Level.ERROR, "import", str(problem))])
         return
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # what exits while it is imported says so of itself, and is not checked
         advice = f"it is raised at {place_of(problem)}"
         yield Report(name, [Finding(Level.ERROR, "import", describe(problem), advice)])
         return

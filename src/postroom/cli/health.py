@@ -28,7 +28,7 @@ def health(*, url: str | None, port: int, timeout: float) -> None:
     an ECS container should ask. In a container: CMD postroom health
     """
     status, body = _ask(url or f"http://127.0.0.1:{port}/healthz", timeout)
-    click.echo(body if status == 200 else f"{status}: {body}", err=status != 200)
+    click.echo(f"{status}: {body}" if status not in {0, 200} else body, err=status != 200)
     sys.exit(0 if status == 200 else 1)
 
 
@@ -44,6 +44,6 @@ def _ask(url: str, timeout: float) -> tuple[int, str]:
         answer = connection.getresponse()
         return answer.status, answer.read(_LONGEST).decode("utf-8", "replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        return 0, f"no answer from {parts.hostname}: {str(error) or type(error).__name__}"
+        return 0, f"no answer from {parts.hostname}:{connection.port}: {str(error) or type(error).__name__}"
     finally:
         connection.close()

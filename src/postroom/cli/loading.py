@@ -4,7 +4,7 @@ import importlib
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,16 +15,29 @@ from postroom.redaction import describe, describe_at_length
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
 
-_NOT_THEIRS: Final = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen")
-"""Where the frames are that lead to the user's module: postroom's own, and those of the import."""
+_NOT_THEIRS: Final = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen", "<string>")
+"""Where the frames are that lead to the user's module: postroom's own, those of the import and of dataclasses."""
+
+
+class CannotLoad(CommandError):
+    """A module raised an error: the user's part of its traceback is shown before what is said of it."""
+
+    def __init__(self, message: str, error: Exception) -> None:
+        super().__init__(message)
+        self.error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write it to stderr."""
+        click.echo(describe_at_length(self.error), err=True)
+        super().show(file)
 
 
 def load(name: str) -> "list[Consumer[Any, Any]]":
     """Import the consumers that ``module:attribute`` names.
 
     Raises:
-        CommandError: there is none, and its text says what to write; or the module raised an error. Then the user's
-            part of the traceback is written to stderr before.
+        CommandError: there is none, and its text says what to write.
+        CannotLoad: the module raised an error.
     """
     from postroom.consumer.loading import WrongName, load_consumers
 
@@ -37,11 +50,10 @@ def load(name: str) -> "list[Consumer[Any, Any]]":
     except Exception as error:
         place = place_of(error)
         error.__traceback__ = _theirs(error.__traceback__)
-        click.echo(describe_at_length(error), err=True)
-        raise CommandError(f"{name!r} cannot be loaded: {describe(error)} ({place})") from error
+        raise CannotLoad(f"{name!r} cannot be loaded: {describe(error)} ({place})", error) from error
 
 
-def place_of(error: Exception) -> str:
+def place_of(error: BaseException) -> str:
     """Return the line of the user's code where an error comes from: the last that is not postroom's own."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{error.filename}:{error.lineno}"

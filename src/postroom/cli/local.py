@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 @click.option("--recreate-after", default=60.0, show_default=True, envvar="POSTROOM_LOCAL_RECREATE_AFTER",
               show_envvar=True, type=Number(min=0),
               help="Seconds until the name of a deleted queue can be used again.")  # fmt: skip
-@click.option("--visibility-timeout", type=WholeNumber(), envvar="POSTROOM_LOCAL_VISIBILITY_TIMEOUT", show_envvar=True,
-              help="Seconds, for new queues that do not set it (30).")  # fmt: skip
-@click.option("--max-message-size", type=WholeNumber(), envvar="POSTROOM_LOCAL_MAX_MESSAGE_SIZE", show_envvar=True,
-              help="Bytes, for new queues that do not set it (1048576).")  # fmt: skip
-@click.option("--retention", type=WholeNumber(), envvar="POSTROOM_LOCAL_RETENTION", show_envvar=True,
+@click.option("--visibility-timeout", type=WholeNumber(0, 43_200), envvar="POSTROOM_LOCAL_VISIBILITY_TIMEOUT",
+              show_envvar=True, help="Seconds, for new queues that do not set it (30).")  # fmt: skip
+@click.option("--max-message-size", type=WholeNumber(1024, 1_048_576), envvar="POSTROOM_LOCAL_MAX_MESSAGE_SIZE",
+              show_envvar=True, help="Bytes, for new queues that do not set it (1048576).")  # fmt: skip
+@click.option("--retention", type=WholeNumber(60, 1_209_600), envvar="POSTROOM_LOCAL_RETENTION", show_envvar=True,
               help="Seconds that messages are kept in new queues that do not set it (345600).")  # fmt: skip
-@click.option("--delay", type=WholeNumber(), envvar="POSTROOM_LOCAL_DELAY", show_envvar=True,
+@click.option("--delay", type=WholeNumber(0, 900), envvar="POSTROOM_LOCAL_DELAY", show_envvar=True,
               help="Seconds that messages are delayed in new queues that do not set it (0).")  # fmt: skip
-@click.option("--wait-time", type=WholeNumber(), envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
+@click.option("--wait-time", type=WholeNumber(0, 20), envvar="POSTROOM_LOCAL_WAIT_TIME", show_envvar=True,
               help="Seconds that a receive waits in new queues that do not set it (0).")  # fmt: skip
 @click.option("--allow-host", "allow_hosts", multiple=True, envvar="POSTROOM_LOCAL_ALLOW_HOST", show_envvar=True,
               help="Another name under which clients reach it, repeatable; .NAME allows all under it.")  # fmt: skip

@@ -13,9 +13,11 @@ import click
 
 from postroom.cli import CommandError
 from postroom.cli.endpoint import endpoint_option, use_endpoint
-from postroom.cli.loading import load
+from postroom.cli.loading import CannotLoad, load
 from postroom.cli.logs import FORMATS, log_to_stderr
 from postroom.cli.numbers import Number, WholeNumber
+from postroom.log_fields import Log, Step
+from postroom.redaction import log_error
 
 if TYPE_CHECKING:
     from postroom.consumer import Consumer
@@ -106,8 +108,15 @@ def run(
         sys.exit(run_reloading(directory))
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
-    with _ends_at_sigterm():
-        loaded = [consumer for name in consumers for consumer in load(name)]
+    try:
+        with _ends_at_sigterm():
+            loaded = [consumer for name in consumers for consumer in load(name)]
+    except CommandError as refused:
+        if log_format != "json":
+            raise
+        _set_up_logs(log_level, log_format)
+        _say_in_the_log(refused)
+        sys.exit(refused.exit_code)
     _set_up_logs(log_level, log_format)
     beside: list[AbstractAsyncContextManager[object]] = []
     if health_port is not None:
@@ -166,6 +175,15 @@ async def _together(parts: Sequence[AbstractAsyncContextManager[object]]) -> Asy
         for part in parts:
             await stack.enter_async_context(part)
         yield
+
+
+def _say_in_the_log(refused: CommandError) -> None:
+    """Log why nothing was started: what reads JSON reads no text beside it."""
+    log, text = Log("postroom.consumer", Step.START), "Cannot start: %s"
+    if isinstance(refused, CannotLoad):
+        log_error(log, logging.CRITICAL, text, refused.message, error=refused.error)
+    else:
+        log.critical(text, refused.message)
 
 
 def _set_up_logs(level: str, form: str) -> None:

@@ -73,7 +73,9 @@ def send(
 def _utf8(lines: Iterable[str]) -> Iterator[str]:
     """Yield lines. Raises ``CommandError`` at what is no text."""
     try:
-        yield from lines
+        # `yield from` would close the file when this ends early, and click has detached that by then.
+        for line in lines:  # noqa: UP028
+            yield line
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x}"
         raise CommandError(f"--file is not UTF-8 text ({error.reason}: {byte}); the ids above were sent") from None

@@ -12,6 +12,7 @@ from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.HANDLER)
 _of_contexts = Log("postroom.consumer", Step.CONTEXT)
+_of_payloads = Log("postroom.consumer", Step.PAYLOAD)
 
 _WHAT_FAILED: Final[tuple[tuple[type[BaseException], str, Step], ...]] = (
     (ContextError, "Context resolution failed", Step.CONTEXT),
@@ -19,15 +20,16 @@ _WHAT_FAILED: Final[tuple[tuple[type[BaseException], str, Step], ...]] = (
     (ResourceError, "Resource provisioning failed", Step.RESOURCES),
 )
 _UNRESOLVED: Final = "The context resolution of %s of {} failed, too, as in the lines before: %s. Messages: %s"
+_UNDECODED: Final = "The payload decoding of %s of {} failed, too, as in the lines before: %s. Messages: %s"
 
 
 class FailureLog:
-    """Tells of each failed attempt; of a resolver that fails for everything, after some lines, in one for many."""
+    """Tells of each failed attempt; of a step that fails for everything, after some lines, in one for many."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._shared: dict[str, Refusals] = {}
-        """Where resolvers fail, by queue."""
+        """Where resolvers and payload types fail, by the text of the line."""
 
     def tell(self, job: Job, error: BaseException, level: int) -> None:
         """Log that an attempt failed."""
@@ -35,7 +37,7 @@ class FailureLog:
         for kind, what, step in _WHAT_FAILED:
             if isinstance(error, kind):
                 cause = raised_by_the_user(error.__cause__)
-                if cause is not None and kind is ContextError and self._is_one_of_many(job, cause):
+                if kind is not ResourceError and self._is_one_of_many(job, error, cause):
                     return
                 text, extra = "%s for message %s of %s (attempt %d, receive %d): %s", about(job, step=step)
                 shown = redact(in_words(error))  # an application may raise these, too
@@ -55,15 +57,23 @@ class FailureLog:
         for each in self._shared.values():
             each.flush()
 
-    def _is_one_of_many(self, job: Job, cause: BaseException) -> bool:
-        """Whether a message shares a line: what a resolver asks may be down, for every message of every tenant."""
-        name = job.source.name
-        if name not in self._shared:
-            self._shared[name] = Refusals(_UNRESOLVED.format(name), tasks=self._tasks, queue=name, log=_of_contexts)
-        shared = self._shared[name]
-        if shared.is_among_the_first():
+    def _is_one_of_many(self, job: Job, error: BaseException, cause: BaseException | None) -> bool:
+        """Whether a message shares a line: what a resolver asks may be down, for every message of every tenant.
+
+        A payload type that fits no message is such a case only while it is known to fail for everything.
+        """
+        of_payload = isinstance(error, PayloadError)
+        if cause is None and not of_payload:
             return False
-        shared.add(f"ContextError from {type(cause).__name__}", job.message.id, job.tenant)
+        name, kind = job.source.name, type(error if of_payload else cause).__name__
+        text, log = (_UNDECODED, _of_payloads) if of_payload else (_UNRESOLVED, _of_contexts)
+        text = text.format(name)
+        if text not in self._shared:
+            self._shared[text] = Refusals(text, tasks=self._tasks, queue=name, log=log)
+        shared = self._shared[text]
+        if shared.is_among_the_first() or (of_payload and (job.decoded or not job.source.decoder.fails)):
+            return False
+        shared.add(kind if of_payload else f"ContextError from {kind}", job.message.id, job.tenant)
         return True
 
 

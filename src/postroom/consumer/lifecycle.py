@@ -377,6 +377,7 @@ class Run(Generic[C, R]):
 
     async def _return_unstarted(self) -> None:
         moment = min(_MOMENT, self.settings.shutdown.poll)
+        self._diary.enter("messages that have not started go back", moment)
         self.engine.keep_returns(self._polls.out_until, moment)
         self.core.close()
         for job in tuple(self.engine.jobs):

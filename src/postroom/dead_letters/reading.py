@@ -10,10 +10,14 @@ import msgspec
 from postroom.checking import check_kind, check_text
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.log_fields import Log, Step
 from postroom.message import Message, MessageAttribute, OutgoingMessage
+from postroom.redaction import describe
 from postroom.resources import display_key
 from postroom.settlement import letters
 from postroom.settlement.batcher import MAX_BYTES
+
+_log = Log("postroom.dead_letters", Step.DEAD_LETTER)
 
 TOO_MANY_RECEIVES: Final = "received too often"
 """The reason shown for a message that SQS moved: after ``maxReceiveCount`` receives, with no reason of its own."""
@@ -135,7 +139,7 @@ def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
     """Return a function that asks a consumer's own resolver, and names the tenant as its log does.
 
     The message is taken out of its envelope first, as ``Consumer(unwrap=...)`` says. One that an envelope or the
-    resolver refuses has no tenant. The consumer need not run, and is not started.
+    resolver refuses has no tenant; the log says why, of the first one. The consumer need not run, and is not started.
 
     Raises:
         ConfigurationError: the consumer has no ``context=``.
@@ -146,14 +150,21 @@ def tenant_by_consumer(consumer: Consumer[Any, Any]) -> TenantOf:
         text = f"the consumer of {consumer.queue!r} has no context=, so its messages have no tenant"
         raise ConfigurationError(text)
 
+    told = False
+
     async def tenant_of(message: Message) -> str | None:
+        nonlocal told
         try:
             # What is beside an envelope was not read when the message came, and names another tenant
             # if its sender likes.
             context = resolver(message if unwrap is None else unwrap.opened(message))
             if inspect.isawaitable(context):
                 context = await context
-        except Exception:  # whatever a step or a resolver raises: it has refused this message
+        except Exception as error:  # whatever a step or a resolver raises: it has refused this message
+            if not told:
+                told = True
+                text = "Letter %s has no tenant, for its context cannot be resolved: %s; further ones are not told of"
+                _log.warning(text, message.id, describe(error))
             return None
         return display_key(context)
 

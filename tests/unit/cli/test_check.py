@@ -60,6 +60,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "shop_check.py").write_text(textwrap.dedent(APP))
     (tmp_path / "shop_broken.py").write_text("\nimport not_installed_anywhere\n")
     (tmp_path / "shop_typo.py").write_text("orders = 1\ndef handle(:\n")
+    (tmp_path / "shop_exits.py").write_text('import sys\nsys.exit("ORDERS_DSN is not set")\n')
+    (tmp_path / "shop_exits_well.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "shop_prints.py").write_text('print("settings were read")\nfrom shop_check import good\n')
     (tmp_path / "shop_refused.py").write_text('raise OSError("no entry in postgres://app:hunter2@db/acme")\n')
     yield tmp_path
     sys.modules.pop("shop_check", None)
@@ -167,6 +170,32 @@ def test_an_import_that_fails_is_a_finding_with_its_place(server: ThreadedServer
     finding = findings(result)["error", "import"]
     assert "not_installed_anywhere" in finding["found"]
     assert finding["advice"].endswith("shop_broken.py:2")
+
+
+@pytest.mark.parametrize(
+    ("module", "found"), [("shop_exits", "SystemExit: ORDERS_DSN is not set"), ("shop_exits_well", "SystemExit: 0")]
+)
+def test_a_module_that_exits_is_a_finding_with_its_place(
+    server: ThreadedServer, app: Path, module: str, found: str
+) -> None:
+    """What was not looked at does not pass, and the next consumer is looked at."""
+    result = check(server, app, f"{module}:orders", "shop_check:good", "--json")
+    assert result.exit_code == 2
+    [exits, good] = json.loads(result.stdout)
+    [finding] = exits["findings"]
+    assert (finding["level"], finding["topic"], finding["found"]) == ("error", "import", found)
+    assert finding["advice"].endswith(f"{module}.py:2")
+    assert not good["failed"]
+
+
+@pytest.mark.parametrize("form", ["--json", "--policy"])
+def test_what_a_module_prints_is_no_part_of_the_document(server: ThreadedServer, app: Path, form: str) -> None:
+    """It goes to stderr, where it hinders no program."""
+    result = check(server, app, "shop_prints:good", form)
+    sys.modules.pop("shop_prints", None)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)
+    assert "settings were read" in result.stderr
 
 
 def test_a_typing_error_is_a_finding_with_its_place(server: ThreadedServer, app: Path) -> None:

@@ -193,6 +193,17 @@ def test_where_no_letter_tells_its_tenant_the_list_says_how_it_is_found(desk: De
     assert (found.stderr, found.stdout.splitlines()[1].split()[:2]) == ("", ["1", "acme"])
 
 
+def test_what_a_terminal_cannot_show_is_escaped(desk: Desk) -> None:
+    """A reason with an arrow, where the locale is not UTF-8: no traceback, and the rest is shown."""
+    named = {"postroom.reason": AttributeValue(string_value="5 € → 6 €", data_type="String")}
+    desk.server.call(lambda broker: broker.send("dead", Send(message_body="{}", message_attributes=named)))
+    command = ["dead-letters", "list", "dead", "--endpoint-url", desk.server.endpoint_url]
+    done = CliRunner(charset="iso-8859-15").invoke(main, command)
+    assert done.exit_code == 0, done.exception
+    assert "5 € \\u2192 6 €" in done.stdout
+    assert "received too often" in done.stdout
+
+
 def test_peek_leaves_messages_where_they_are(desk: Desk) -> None:
     """With one receive more, which it says in its help."""
     first = desk.run("peek", "dead", "--count", "3")

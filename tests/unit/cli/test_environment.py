@@ -75,6 +75,12 @@ def test_what_is_no_number_is_refused_with_the_range(name: str, option: str, val
     assert line.endswith(f"; got {value!r}")
 
 
+@pytest.mark.parametrize("name", sorted({name for name, _ in NUMBERS}))
+def test_help_names_the_limits_of_a_number(name: str) -> None:
+    """And not those that it has not: click shows them as None."""
+    assert "<=None" not in CliRunner().invoke(main, [*name.split(), "--help"]).output
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "text"),
     [

@@ -1,5 +1,6 @@
 """The command line as a whole: help, version, environment variables, exit codes."""
 
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -102,3 +103,12 @@ def test_what_is_interrupted_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(type(main), "get_command", get_command)
     result = CliRunner().invoke(main, ["waiting"])
     assert (result.exit_code, result.output) == (130, "")
+
+
+def test_a_process_that_does_not_answer_is_named_with_its_port() -> None:
+    """Of several on one machine, the port tells which."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = CliRunner().invoke(main, ["health", "--port", str(port)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"no answer from 127.0.0.1:{port}: ")

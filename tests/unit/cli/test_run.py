@@ -1,5 +1,7 @@
 """``postroom run``: finding consumers, and saying what to write when there is none."""
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -105,6 +107,7 @@ def test_what_cannot_be_found_is_said_with_the_remedy(app: str, target: str, tex
         ("def make(:", "def make(:", "SyntaxError: invalid syntax"),
         ("from postroom import Consumr", "in <module>", "ImportError: cannot import name 'Consumr'"),
         ("import postroom\norders = postroom.Consumer('orders', polling=3)", "", "Consumer(polling=...) takes"),
+        ("import postroom\npolling = postroom.Polling(memory=1)", "", "Polling(memory=...) takes"),
     ],
 )
 def test_a_module_that_raises_is_one_line_behind_its_own_frames(
@@ -120,6 +123,33 @@ def test_a_module_that_raises_is_one_line_behind_its_own_frames(
     assert "shop_raises.py" in line
     assert shown in "".join(frames)
     assert not any('File "' in each and "shop_raises.py" not in each for each in frames)
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "shown"),
+    [
+        ("def make():\n    raise KeyError('ORDERS_DSN')", "cannot be loaded: KeyError: 'ORDERS_DSN' (", "in make"),
+        ("", "has no 'make'", None),
+    ],
+)
+def test_what_is_not_started_is_a_line_of_json_where_lines_are_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str, shown: str | None
+) -> None:
+    """A deployment that fails so is seen where the others are: at its level, with its traceback in the same record."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    (tmp_path / "shop_json.py").write_text(source)
+    command = ["run", "shop_json:make", "--directory", str(tmp_path), "--log-format", "json"]
+    done = CliRunner().invoke(main, command)
+    sys.modules.pop("shop_json", None)
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    record = json.loads(line)
+    assert (record["level"], record["logger"], record["step"]) == ("CRITICAL", "postroom.consumer", "start")
+    assert record["message"].startswith("Cannot start: ")
+    assert said in record["message"]
+    assert shown is None or shown in record["exception"]
 
 
 @pytest.mark.parametrize(("target", "source"), [(".shop_odd:make", ""), ("shop_odd:make", "\0")])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,22 @@ def test_lines_that_are_no_text_are_one_line_of_error(server: ThreadedServer, tm
         result = _send(server, "--file", str(tmp_path / "bodies"))
     assert result.exit_code == 2
     assert result.output == ("Error: --file is not UTF-8 text (invalid start byte: 0xff); the ids above were sent\n")
+
+
+def test_a_wrong_line_of_stdin_leaves_one_line_of_error(server: ThreadedServer) -> None:
+    """Also when the interpreter ends, and with it what read the lines."""
+    with server:
+        server.create_queue("orders")
+        done = subprocess.run(
+            [sys.executable, "-m", "postroom", "send", "orders", "--json-lines", "--endpoint-url", server.endpoint_url],
+            input='{"body": 1}\n{"text": 2}\n{"body": 3}\n',
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "Error: line 2 is not a message: Object contains unknown field `text`\n"
 
 
 def test_a_signal_ends_it_behind_the_batch_that_is_under_way(

@@ -26,6 +26,7 @@ from postroom import (
 from postroom.consumer.runner import run_to_exit
 from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
+from postroom.testing.loop import VirtualLoop
 from postroom.transports.memory import MemoryClient
 from support.world import World, in_world
 
@@ -370,6 +371,29 @@ def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.Log
     said = [text for text in caplog.messages if text.startswith(("Stopping", "Still stopping"))]
     still = "Still stopping orders after {} s: handlers finish, {} s left; 1 handler"
     assert said == ["Stopping orders: waiting up to 30 s for 1 handler", still.format(5, 25), still.format(10, 20)]
+
+
+def test_a_stop_that_is_blocked_at_once_says_in_which_step_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that blocks the event loop: the reminder is due before handlers are waited for."""
+    caplog.set_level(logging.INFO, "postroom")
+
+    async def scenario(world: World) -> ExitCode:
+        world.create()
+        orders = consumer(world.client)
+        world.send({"seconds": 2})
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def stop() -> None:
+            orders.stop()
+            loop.call_later(0.0, loop.call_soon, loop.block, 8.0)  # when the stop has begun
+
+        later(1, stop)
+        return await serve(orders)
+
+    in_world(scenario)
+    still = next(text for text in caplog.messages if text.startswith("Still stopping"))
+    assert still == "Still stopping orders after 8 s: messages that have not started go back, 0 s left; 1 handler"
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ def lines_of(
     context: Callable[[Message], Any],
     *,
     messages: int = 1,
+    bodies: Sequence[object] = (),
     pool: ResourcePool[Any, Any] | None = None,
 ) -> list[logging.LogRecord]:
     """Consume messages for half a minute, and return what the log says of them."""
@@ -30,6 +31,8 @@ def lines_of(
 
         async with orders:
             world.send_orders(*map(str, range(messages)), tenant="acme")
+            for body in bodies:
+                world.send(body, tenant="acme")
             await asyncio.sleep(30)
 
     with caplog.at_level(logging.INFO, "postroom"):
@@ -113,3 +116,26 @@ def test_what_senders_do_wrong_is_told_of_each_message(caplog: pytest.LogCapture
         raise ContextError(f"message {message.id} names no tenant", message_id=message.id)
 
     assert len(lines_of(caplog, resolve, messages=20)) >= 20
+
+
+def test_a_payload_type_that_fits_no_message_is_no_flood(caplog: pytest.LogCaptureFixture) -> None:
+    """A deployment with another type: as with a resolver that fails for everything."""
+    records = lines_of(caplog, lambda _: "acme", messages=0, bodies=[{"order": number} for number in range(500)])
+    single = [each for each in records if each.getMessage().startswith("Payload decoding failed for message ")]
+    told, *others = [each.getMessage() for each in records if each not in single]
+    assert len(single) == 10
+    assert told.startswith("The payload type fails for everything in orders")
+    assert 1 <= len(others) <= 3
+    assert sum(int(line.split()[4]) for line in others) > 400
+    assert "failed, too, as in the lines before: ValidationError. Messages: " in others[0]
+    assert " of tenant acme" in others[0]
+    assert {getattr(each, "step", None) for each in records} == {"payload"}
+
+
+def test_bodies_that_do_not_fit_among_others_that_do_are_told_each(caplog: pytest.LogCaptureFixture) -> None:
+    """They are bad by themselves, as a sender's mistakes are."""
+    good = {"order_id": "1"}
+    bodies = [body for number in range(20) for body in (good, {"order": number})]
+    records = lines_of(caplog, lambda _: "acme", messages=0, bodies=bodies)
+    said = [each.getMessage() for each in records]
+    assert len({each.split()[5] for each in said if each.startswith("Payload decoding failed for message ")}) == 20

@@ -598,16 +598,20 @@ def test_a_cancelled_redrive_deletes_what_it_has_sent() -> None:
     in_world(scenario)
 
 
-def test_a_consumers_own_resolver_tells_whose_a_letter_is() -> None:
-    """By the name that its log shows; a message that it refuses has no tenant."""
+def test_a_consumers_own_resolver_tells_whose_a_letter_is(caplog: pytest.LogCaptureFixture) -> None:
+    """By the name that its log shows; a message that it refuses has no tenant, and the log says why of the first."""
 
     async def scenario(world: World) -> None:
         await in_the_world(world)
+        first = world.send("{}", tenant=None, queue="dead")
         world.send("{}", tenant=None, queue="dead")
         consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant)
         queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
         found = [each.tenant for each in await everything(queue)]
-        assert sorted(map(str, found)) == ["None", "a:eu-west-1", "a:eu-west-1", "b:eu-west-1"]
+        assert sorted(map(str, found)) == ["None", "None", "a:eu-west-1", "a:eu-west-1", "b:eu-west-1"]
+        [told] = [each for each in caplog.messages if "has no tenant" in each]
+        assert first in told
+        assert "or 'tenantId' is missing" in told
 
     in_world(scenario)
 
