@@ -65,13 +65,15 @@ class FailureLog:
         of_payload = isinstance(error, PayloadError)
         if cause is None and not of_payload:
             return False
-        name, kind = job.source.name, type(error if of_payload else cause).__name__
+        kind = type(error if of_payload else cause).__name__
         text, log = (_UNDECODED, _of_payloads) if of_payload else (_UNRESOLVED, _of_contexts)
+        step = (job.source.decoder if of_payload else job.source.resolver).failing
+        name = step.queue  # of all queues together, where it fails for all: there may be one for each tenant
         text = text.format(name)
         if text not in self._shared:
             self._shared[text] = Refusals(text, tasks=self._tasks, queue=name, log=log)
         shared = self._shared[text]
-        if shared.is_among_the_first() or (of_payload and (job.decoded or not job.source.decoder.fails)):
+        if shared.is_among_the_first() or (of_payload and (job.decoded or not step.fails)):
             return False
         shared.add(kind if of_payload else f"ContextError from {kind}", job.message.id, job.tenant)
         return True

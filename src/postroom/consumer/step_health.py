@@ -46,7 +46,8 @@ class StepHealth:
     def __init__(self, what: str, why: str, *, queue: str, step: Step, whole: "StepHealth | None" = None) -> None:
         self._what = what
         self._why = why
-        self._queue = queue
+        self.queue: str = queue
+        """What the queue, or all of them together, are called."""
         self._step = step
         self._whole = whole
         self.parts: WeakSet[StepHealth] = WeakSet()
@@ -93,7 +94,7 @@ class StepHealth:
             return
         self._told = True
         text = "%s has failed in %s for %d messages in a row (last: %s): %s"
-        said: tuple[object, ...] = (self._what, self._queue, self._failures, redact(in_words(error)), self._why)
+        said: tuple[object, ...] = (self._what, self.queue, self._failures, redact(in_words(error)), self._why)
         if job.source.settings.ack is AckMode.ON_SUCCESS:  # in the other modes nothing is tried again
             text += ". What is tried again waits %.0f s, until it works again"
             said = (*said, self.spacing(job))
@@ -114,8 +115,8 @@ class StepHealth:
 
     def _end(self, now: float) -> None:
         if self._told:
-            extra = about(queue=self._queue, step=self._step)
-            _log.warning("%s works again in %s after %.1f s", self._what, self._queue, now - self._since, extra=extra)
+            extra = about(queue=self.queue, step=self._step)
+            _log.warning("%s works again in %s after %.1f s", self._what, self.queue, now - self._since, extra=extra)
         self.fails = self._told = False
         self.listens = self._whole is not None and self._whole.listens
         self._failures = self._works = 0

@@ -124,12 +124,37 @@ def test_a_payload_type_that_fits_no_message_is_no_flood(caplog: pytest.LogCaptu
     single = [each for each in records if each.getMessage().startswith("Payload decoding failed for message ")]
     told, *others = [each.getMessage() for each in records if each not in single]
     assert len(single) == 10
-    assert told.startswith("The payload type fails for everything in orders")
+    assert told.startswith("The payload type has failed in orders")
     assert 1 <= len(others) <= 3
     assert sum(int(line.split()[4]) for line in others) > 400
     assert "failed, too, as in the lines before: ValidationError. Messages: " in others[0]
     assert " of tenant acme" in others[0]
     assert {getattr(each, "step", None) for each in records} == {"payload"}
+
+
+@pytest.mark.parametrize("what", ["resolver", "payload type"])
+def test_what_fails_in_many_queues_is_no_flood(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A queue for each tenant, with a few messages each: each queue had ten lines a minute."""
+
+    async def scenario(world: World) -> None:
+        names = [f"orders-{number}" for number in range(60)]
+        for name in names:
+            world.create(name)
+            for number in range(5):
+                world.send({"order_id": str(number)} if what == "resolver" else {"order": number}, queue=name)
+        context = look_up if what == "resolver" else (lambda _: "acme")
+        orders: Consumer[str, None] = Consumer(queues=names, context=context, client=world.client)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None: ...
+
+        async with orders:
+            await asyncio.sleep(50)
+
+    with caplog.at_level(logging.ERROR, "postroom"):
+        in_world(scenario)
+    told = [text for text in caplog.messages if " failed for message " in text]
+    assert 10 <= len(told) <= 20
 
 
 def test_bodies_that_do_not_fit_among_others_that_do_are_told_each(caplog: pytest.LogCaptureFixture) -> None:
