@@ -26,6 +26,8 @@ PATIENCE: Final = 3.0
 """Seconds for which a worker waits for one look. A database that hangs holds up no other tenant for longer."""
 ANSWER: Final = 60.0
 """Seconds for the function that tells the tenants. One that hangs is asked again."""
+_ENOUGH: Final = 10
+"""Tenants without an outbox, and none with one, after which no others are asked: the relay was set up wrongly."""
 _JITTER: Final = Random()  # noqa: S311 - spreads the replicas' looks
 
 
@@ -65,6 +67,8 @@ class Run(Generic[C]):
         self._feed_now = asyncio.Event()
         self._closing = False
         self._found = False  # whether any tenant has had an outbox
+        self._listed: Sequence[C] = ()
+        self._lacking: set[C] = set()  # tenants without an outbox, while none has had one
         self.stopping: asyncio.Event = asyncio.Event()
         """Set when the relay is to end."""
         self.fatal: BaseException | None = None
@@ -129,6 +133,7 @@ class Run(Generic[C]):
                 async with asyncio.timeout(ANSWER):
                     found = await self._tenants()
                 self._places.keep(found)
+                self._listed = found
                 for context in found:
                     self._put(context)
                 if told:
@@ -177,19 +182,27 @@ class Run(Generic[C]):
                 text = "The outbox of tenant %s can be read again"
                 _log.warning(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:
-            if self._found:  # the others have one: a tenant that is new, or was moved, must not end theirs
-                self._failed(context, error)
-            else:
-                if self.fatal is None:
-                    # Now: the block that is left with this error may be the one of a web server, weeks later.
-                    _log.critical("The OutboxRelay cannot go on, and what is in the outboxes stays there: %s", error)
-                self._die(error)
+            self._lacks(context, error)
         except Exception as error:
             self._failed(context, error)
         finally:
             again = self._busy.pop(context) or more
         if again:
             self._put(context)  # behind the others
+
+    def _lacks(self, context: C, error: NoOutbox) -> None:
+        """Note that a tenant has no outbox: the relay ends, unless others have one, or have not been looked at yet."""
+        if self._found or (context in self._lacking and self.fatal is None):
+            self._failed(context, error)
+            return
+        self._lacking.add(context)
+        if len(self._lacking) < _ENOUGH and not (self._listed and self._lacking.issuperset(self._listed)):
+            self._pauses.failed(context)  # the log tells of it at its next try
+            return
+        if self.fatal is None:
+            # Now: the block that is left with this error may be the one of a web server, weeks later.
+            _log.critical("The OutboxRelay cannot go on, and what is in the outboxes stays there: %s", error)
+        self._die(error)
 
     def _failed(self, context: C, error: Exception) -> None:
         self._rounds.counters.failures += 1

@@ -31,11 +31,12 @@ class Looks:
     def __init__(self) -> None:
         self.counters = Counters()
         self.trouble: Exception | None = None
+        self.of: str | None = None
 
     async def once(self, database: object, tenant: str) -> bool:
         """Do one round."""
-        del database, tenant
-        if self.trouble is not None:
+        del database
+        if self.trouble is not None and (self.of is None or self.of == tenant):
             raise self.trouble
         return False
 
@@ -87,6 +88,24 @@ def test_a_tenant_without_an_outbox_ends_no_relay_that_others_use(caplog: pytest
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("The outbox of tenant acme could not be relayed; the next try is in 1 s: ")
+
+
+def test_a_tenant_without_an_outbox_that_is_looked_at_first_ends_no_relay(caplog: pytest.LogCaptureFixture) -> None:
+    """After a restart nothing is known of the others yet."""
+    looks = Looks()
+    looks.trouble = NoOutbox("OutboxRelay(databases=...) takes asyncpg_inbox(...)")
+    looks.of = "odd"
+
+    async def tenants() -> list[str]:
+        return ["odd", "acme"]
+
+    async def story() -> None:
+        await asyncio.sleep(300)
+
+    run(looks, tenants, story)
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith("The outbox of tenant odd could not be relayed; the next try is in 2 s: ")
 
 
 def test_a_registry_that_is_down_for_minutes_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
