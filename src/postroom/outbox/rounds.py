@@ -204,6 +204,7 @@ class Rounds:
 
         Raises:
             NoOutbox: these resources have no outbox that is known here.
+            ConfigurationError: rows that were sent could not be deleted.
             Exception: the driver's: the database failed. What was sent may be sent again.
         """
         # Without the rows of queues that are paused: they would fill the round, and hold up all
@@ -222,8 +223,7 @@ class Rounds:
                         aside.append((number, unsent[index].reason[:1000]))
             # In the transaction that took the rows: if it fails, they are sent again, and none is
             # lost.
-            if sent:
-                await found.remove(sent)
+            stays = await found.remove(sent) if sent else None
             if aside:
                 await found.set_aside(aside)
         self.counters.sent += len(sent)
@@ -231,6 +231,8 @@ class Rounds:
         for number, reason in aside:
             text = "Message %d in %s of tenant %s can never be sent and is set aside there: %s"
             _log.error(text, number, self._outbox.table, tenant, reason, extra=about(tenant=tenant))
+        if stays is not None:  # after the commit: rolled back, all that was sent would be sent again
+            raise ConfigurationError(stays)
         return bool(sent or aside)
 
 

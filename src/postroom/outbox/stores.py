@@ -46,8 +46,8 @@ class Round(Protocol):
         """The rows, the oldest first."""
         ...
 
-    async def remove(self, ids: Collection[int]) -> None:
-        """Delete rows: they were sent."""
+    async def remove(self, ids: Collection[int]) -> str | None:
+        """Delete rows: they were sent. What cannot be deleted is set aside; returns what to do about that."""
         ...
 
     async def set_aside(self, reasons: Sequence[tuple[int, str]]) -> None:
@@ -111,31 +111,38 @@ class _PostgresRound:
             raise ConfigurationError(advice.format(table=outbox.table)) from error
         return cls(work, outbox, _rows(msgspec.json.decode(found or "[]")))
 
-    async def remove(self, ids: Collection[int]) -> None:
+    async def remove(self, ids: Collection[int]) -> str | None:
         sql = (
             f"WITH gone AS (DELETE FROM {self._table} WHERE id IN "  # noqa: S608
             f"(SELECT CAST(value AS bigint) FROM json_array_elements_text({json_of('$1')}) AS each (value)) "
             "RETURNING 1) SELECT count(*) FROM gone"
         )
         gone = await self._work.value(sql, msgspec.json.encode(list(ids)).decode())
-        if gone != len(ids):  # no other has deleted them: they are locked
-            text = (
-                f"{counted(len(ids), 'message')} of {self._table} {'was' if len(ids) == 1 else 'were'} sent, and "
-                f"PostgreSQL deleted {gone} of the rows without an error. What stays is sent again at each try: "
-                "let the relay's user delete rows, also by a policy where the table has row-level security, and let "
-                "no trigger keep them"
-            )
-            raise ConfigurationError(text)
+        if gone == len(ids):
+            return None
+        text = (  # no other has deleted them: they are locked
+            f"{counted(len(ids), 'message')} of {self._table} {'was' if len(ids) == 1 else 'were'} sent, and "
+            f"PostgreSQL deleted {gone} of the rows without an error. What stays is %s: "
+            "let the relay's user delete rows, also by a policy where the table has row-level security, and let "
+            "no trigger keep them"
+        )
+        if gone + await self._set_aside([(each, _SENT) for each in ids]) == len(ids):
+            return text % f"set aside with the reason {_SENT!r}"
+        raise ConfigurationError(text % "sent again at each try")
 
     async def set_aside(self, reasons: Sequence[tuple[int, str]]) -> None:
+        await self._set_aside(reasons)
+
+    async def _set_aside(self, reasons: Sequence[tuple[int, str]]) -> int:
         sql = (
             f"WITH aside AS (UPDATE {self._table} AS row SET failed_at = now(), reason = item ->> 1 "  # noqa: S608
             f"FROM json_array_elements({json_of('$1')}) AS items (item) "
             "WHERE row.id = CAST(item ->> 0 AS bigint) RETURNING 1) SELECT count(*) FROM aside"
         )
-        await self._work.value(sql, msgspec.json.encode(reasons).decode())
+        return int(await self._work.value(sql, msgspec.json.encode(reasons).decode()))
 
 
+_SENT: Final = "sent, and the row could not be deleted"
 _PAUSED: Final = f"json_array_elements_text({json_of('$1')}) AS each (value)"
 _NOT_PAUSED: Final = f"queue NOT IN (SELECT value FROM {_PAUSED})"  # noqa: S608
 
