@@ -1,7 +1,7 @@
 """What comes before a handler, the context and the payload: where it fails for everything, no message is bad."""
 
 from typing import Final, NamedTuple
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from postroom.consumer.availability import Obstacle, ObstacleKind
 from postroom.consumer.job import Job
@@ -50,10 +50,10 @@ class StepHealth:
         """What the queue, or all of them together, are called."""
         self._step = step
         self._whole = whole
-        self.parts: WeakSet[StepHealth] = WeakSet()
-        """Those of single queues, where this is that of all of them."""
+        self.parts: WeakValueDictionary[str, StepHealth] = WeakValueDictionary()
+        """Those of single queues, by their name, where this is that of all of them."""
         if whole is not None:
-            whole.parts.add(self)
+            whole.parts[queue] = self
         self.obstacle: Obstacle = Obstacle(ObstacleKind.STEP, self)
         self.listens: bool = whole is not None and whole.listens
         """Whether it has to be told that the step went well."""
@@ -82,7 +82,7 @@ class StepHealth:
         if self.fails or job.source.attempts.known(job):
             self._tell(job, error)
             return
-        for each in (self, *self.parts) if not self.listens else ():
+        for each in (self, *self.parts.values()) if not self.listens else ():
             each.listens = True
         self._since = self._since if self._failures else now
         self._failures += 1
@@ -137,20 +137,27 @@ class Steps(NamedTuple):
 
 
 def steps_of(queue: str, whole: Steps | None = None) -> Steps:
-    """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer."""
+    """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer.
+
+    A queue that was closed and comes back has the same as before, as long as messages of it are away because of it.
+    """
+    of_all = (None, None) if whole is None else whole
+    resolver, decoder = (None if each is None else each.parts.get(queue) for each in of_all)
     return Steps(
-        StepHealth(
+        resolver
+        or StepHealth(
             "The context resolver",
             "a mistake of this deployment, or what it asks is down, unless all of these are bad",
             queue=queue,
             step=Step.CONTEXT,
-            whole=None if whole is None else whole.resolver,
+            whole=of_all[0],
         ),
-        StepHealth(
+        decoder
+        or StepHealth(
             "The payload type",
             "a mistake of this deployment or of what sends them, or what it asks is down",
             queue=queue,
             step=Step.PAYLOAD,
-            whole=None if whole is None else whole.decoder,
+            whole=of_all[1],
         ),
     )

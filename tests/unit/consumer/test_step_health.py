@@ -6,7 +6,7 @@ import logging
 import msgspec
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, ContextError, Drop, MessageContext, Reject, Retry
+from postroom import AckMode, Concurrency, Consumer, ContextError, Drop, MessageContext, Queues, Reject, Retry
 from postroom.consumer.settings import Failure
 from postroom.local.shapes import Send
 from postroom.message import Message
@@ -507,3 +507,46 @@ def test_a_queue_that_fails_is_seen_beside_others_that_are_well(caplog: pytest.L
     told = [text for text in caplog.messages if text.startswith("The payload type has failed in")]
     assert len(told) == 1
     assert told[0].startswith("The payload type has failed in bad for 10 messages")
+
+
+def test_a_queue_that_was_closed_and_comes_back_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits of it is called back when the step works again, and the log says so."""
+
+    async def scenario(world: World) -> set[str]:
+        for name in ("good", "bad"):
+            world.create(name, dead_letters=f"dead-{name}", receives=5)
+        listed, broken = ["good", "bad"], True
+        handled: set[str] = set()
+
+        def context(message: Message) -> Tenant:
+            if broken and "bad" in message.body:
+                raise KeyError("DSN")
+            return Tenant("a")
+
+        queues = Queues(lambda: list(listed), every=1)
+        consumer: Consumer[Tenant, None] = Consumer(queues=queues, context=context, client=world.client)
+
+        @consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+            handled.add(order.order_id)
+
+        async with consumer:
+            for number in range(20):
+                world.send({"order_id": f"bad-{number}"}, queue="bad")
+                world.send({"order_id": f"good-{number}"}, queue="good")
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(40)
+            listed.remove("bad")
+            await asyncio.sleep(30)  # a long poll is out
+            listed.append("bad")
+            await asyncio.sleep(5)
+            broken = False
+            world.send({"order_id": "bad-20"}, queue="bad")
+            await asyncio.sleep(40)  # they were to wait for 200
+        return handled
+
+    with caplog.at_level(logging.INFO, "postroom"):
+        assert len(in_world(scenario)) == 41
+    assert "Queue bad is closed" in caplog.messages
+    told = [text for text in caplog.messages if text.startswith("The context resolver") and " in bad" in text]
+    assert [text.startswith("The context resolver works again in bad") for text in told] == [False, True]
