@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import click
 
@@ -88,5 +88,6 @@ def main() -> None:
 
     Every option can be given as an environment variable; COMMAND --help names it.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # what tenants send may have characters that the terminal has not
-        sys.stdout.reconfigure(errors="backslashreplace")
+    out: object = sys.stdout
+    if isinstance(out, TextIOWrapper):  # what tenants send may have characters that the terminal has not
+        cast("TextIOWrapper[Any]", out).reconfigure(errors="backslashreplace")

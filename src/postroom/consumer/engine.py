@@ -36,6 +36,8 @@ _LATE: Final = 1.0
 """Seconds by which the answer to a long poll may be later than its wait."""
 _SETTLED: Final = 0.02
 """Seconds between two rounds of calling messages back."""
+_SLOW: Final = 1.0
+"""Seconds for which such a round waits at most."""
 _JOINED: Final = 0.02
 """Seconds after which messages that got slots at one time have joined their batches."""
 
@@ -515,8 +517,10 @@ class Engine:
         room = core.room_for_recalls()
         if room > 0:
             self.recall(room)
-        # Not before what was called back can have arrived: until then the room looks free.
-        self._recalling = self.tasks.call_later(max(_SETTLED, self._policy.round_trip), self._recall_if_dry)
+        # Not before what was called back can have arrived: until then the room looks free. But a receive that brings
+        # all that it may, one message, say, may have waited for that, and counts as slow.
+        seconds = min(max(_SETTLED, self._policy.round_trip), _SLOW)
+        self._recalling = self.tasks.call_later(seconds, self._recall_if_dry)
 
     def recall(self, count: int) -> None:
         """Make messages visible again that were parked or deferred."""

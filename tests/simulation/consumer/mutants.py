@@ -476,7 +476,7 @@ MUTANTS = (
     Mutant("takes an outage for a failure", swap(Pipeline, "_wait", _waits_as_failure), 2, "S2"),
     Mutant("acknowledges failures (ON_SUCCESS)", swap(Pipeline, "_settle_failure", _acks_failures), 0, "S2"),
     Mutant("cancels without a reason", swap(Job, "cancel", _without_reason), 7, "I6"),
-    Mutant("cancels without a drain", does_nothing_later(lifecycle.Run, "_drain_handlers"), 65, "I6"),
+    Mutant("cancels without a drain", does_nothing_later(lifecycle.Run, "_drain_handlers"), 12, "I6"),
     Mutant("starts handlers while it stops", does_nothing_later(lifecycle.Run, "_return_unstarted"), 4, "S7"),
     Mutant("uses an older receipt handle", swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 96, "S4"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from postroom import AckMode, Concurrency, Consumer, ContextError, Drop, Message
 from postroom.consumer.settings import Failure
 from postroom.local.shapes import Send
 from postroom.message import Message
+from postroom.options import Polling
 from postroom.payloads import Decoder
 from support.world import Order, Tenant, World, in_world
 
@@ -17,14 +19,14 @@ from support.world import Order, Tenant, World, in_world
 class Deployment:
     """A consumer with a resolver that misses something until it is there, and what its handler got."""
 
-    def __init__(self, world: World, *, receives: int, error: type[Exception] = KeyError) -> None:
+    def __init__(self, world: World, *, receives: int, error: type[Exception] = KeyError, **more: Any) -> None:
         world.create(dead_letters="dead", receives=receives)
         self.broken = True
         self.bad: set[str] = set()
         self.good = "none"
         self.handled: list[str] = []
         self._error = error
-        self.consumer: Consumer[Tenant, None] = Consumer("orders", context=self._context, client=world.client)
+        self.consumer: Consumer[Tenant, None] = Consumer("orders", context=self._context, client=world.client, **more)
 
         @self.consumer.handler
         async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
@@ -550,3 +552,21 @@ def test_a_queue_that_was_closed_and_comes_back_is_known(caplog: pytest.LogCaptu
     assert "Queue bad is closed" in caplog.messages
     told = [text for text in caplog.messages if text.startswith("The context resolver") and " in bad" in text]
     assert [text.startswith("The context resolver works again in bad") for text in told] == [False, True]
+
+
+def test_with_one_slot_what_waits_is_called_back_one_after_the_other_without_long_pauses() -> None:
+    """A receive of one message waits for it, and counts as slow: the pauses grew to 13 s."""
+
+    async def scenario(world: World) -> int:
+        there = Deployment(world, receives=3, concurrency=Concurrency(total=1), polling=Polling(prefetch=0))
+        async with there.consumer:
+            world.send_orders(*map(str, range(20)))
+            for number in range(20, 60):
+                await asyncio.sleep(5)
+                world.send_orders(str(number))
+            there.broken = False
+            world.send_orders("new")
+            await asyncio.sleep(90)
+            return len(set(there.handled))
+
+    assert in_world(scenario) == 61
