@@ -11,9 +11,9 @@ import msgspec
 
 from postroom.log_fields import Log, Step
 from postroom.message import Attributes, Message
+from postroom.program_end import heed
 from postroom.redaction import describe
 from postroom.repeats import Repeats
-from postroom.tasks import heed
 from postroom.types import Settlement, StopReason
 
 _log = Log("postroom", Step.OBSERVER)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from postroom.display import display_key, one_line
+from postroom.program_end import heed
 from postroom.types import UNRESOLVED
 
 if TYPE_CHECKING:
@@ -153,8 +154,6 @@ class Log(_Adapter):
         try:
             self._hand_over(level, text, args, extra, exc_info=exc_info, exc_text=exc_text)
         except BaseException as error:
-            from postroom.tasks import heed  # noqa: PLC0415 - it logs, too
-
             heed(error)
             if logging.raiseExceptions:
                 traceback.print_exception(error, chain=False)  # the error that is logged may have secrets

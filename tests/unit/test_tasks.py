@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from postroom.tasks import Tasks, end_with_the_program
+from postroom.program_end import end_with_the_program
+from postroom.tasks import Tasks
 
 
 async def work() -> str:

@@ -30,8 +30,8 @@ from postroom.errors import (
 )
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
+from postroom.program_end import ends_the_program
 from postroom.resources.identity import Identifier
-from postroom.tasks import ends_the_program
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)

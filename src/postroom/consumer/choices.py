@@ -6,8 +6,9 @@ from typing import Generic, TypeVar, cast
 from postroom.checking import shown
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Call, PerCall
+from postroom.program_end import heed
 from postroom.repeats import Repeats
-from postroom.tasks import clean, heed
+from postroom.tasks import clean
 
 _log = Log("postroom.consumer", Step.POLICY)
 

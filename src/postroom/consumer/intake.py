@@ -16,10 +16,10 @@ from postroom.display import display_key
 from postroom.errors import ContextError, Drop, Reject, Retry, in_words
 from postroom.events import MessageReceived
 from postroom.payloads import AttributeResolver
+from postroom.program_end import ends_the_program
 from postroom.redaction import describe
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
-from postroom.tasks import ends_the_program
 from postroom.types import UNRESOLVED
 
 _SLOW: Final = 0.25

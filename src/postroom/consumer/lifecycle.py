@@ -41,11 +41,12 @@ from postroom.fleet.member import Member
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.options import Concurrency
 from postroom.payloads import Decoder
+from postroom.program_end import end_with_the_program
 from postroom.redaction import describe, log_error
 from postroom.resources import ResourcePool
 from postroom.scheduling import Scheduler
 from postroom.settlement import Tally
-from postroom.tasks import Tasks, clean, end_with_the_program
+from postroom.tasks import Tasks, clean
 from postroom.transports.protocol import Client, Queue
 from postroom.types import C, R, Settlement, StopReason
 

@@ -42,11 +42,12 @@ from postroom.errors import (
 from postroom.events import HandlerFinished, HandlerStarted, MessageFailed, Observers
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.message import Message
+from postroom.program_end import ends_the_program
 from postroom.redaction import describe, log_error, redact
 from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.resources.failures import is_of_server
 from postroom.settlement import DeadLetters, backoff
-from postroom.tasks import TimeLimit, ends_the_program, is_cancelled, runs_as
+from postroom.tasks import TimeLimit, is_cancelled, runs_as
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)

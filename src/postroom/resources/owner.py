@@ -14,11 +14,12 @@ from types import CodeType
 from typing import Any, Final, Protocol
 
 from postroom.options import PoolTimeouts
+from postroom.program_end import heed
 from postroom.resources.causes import Unhealthy
 from postroom.resources.entries import Entry
 from postroom.resources.providers import Opener
 from postroom.stacks import waits_at
-from postroom.tasks import heed, runs_as
+from postroom.tasks import runs_as
 
 MOST_RINGS: Final = 5
 """How often a provider that swallows its cancellation is cancelled again."""

@@ -20,6 +20,7 @@ from postroom.errors import ClosedError, ConfigurationError, NotOpenError, Postr
 from postroom.events import Observer
 from postroom.log_fields import about
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
+from postroom.program_end import ends_the_program
 from postroom.resources.arguments import check_arguments
 from postroom.resources.core import Core
 from postroom.resources.engine import Engine
@@ -36,7 +37,7 @@ from postroom.resources.reporter import log
 from postroom.resources.requests import LeaseRequests
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
-from postroom.tasks import clean, ends_the_program
+from postroom.tasks import clean
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postroom.log_fields import Log, Step
+from postroom.program_end import heed
 from postroom.repeats import Repeats
 from postroom.resources.causes import NotAProvider, Unhealthy
 from postroom.resources.failures import OpenFailure, classify_open, is_outage
 from postroom.resources.providers import Opener
-from postroom.tasks import heed
 
 _log = Log("postroom.pool", Step.POLICY)
 

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
+from postroom.program_end import ends_the_program, heed
 from postroom.redaction import describe
 from postroom.resources.entries import LeaseRequest
 from postroom.resources.identity import Identifier, Identity
-from postroom.tasks import ends_the_program, heed
 from postroom.tracebacks import place_of
 
 _PAUSE: Final = 2.0

@@ -7,8 +7,8 @@ from typing import Any, Final, Generic, TypeVar, cast
 from postroom.checking import shown
 from postroom.display import display_key
 from postroom.log_fields import Log, Step, about
+from postroom.program_end import heed
 from postroom.redaction import describe
-from postroom.tasks import heed
 
 _log = Log("postroom.scheduling", Step.POLICY)
 

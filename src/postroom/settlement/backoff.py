@@ -6,9 +6,9 @@ from random import Random
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, RetryPolicy
+from postroom.program_end import heed
 from postroom.repeats import Repeats
 from postroom.settlement.delivery import Delivery
-from postroom.tasks import heed
 
 _log = Log("postroom.settlement", Step.POLICY)
 
