@@ -58,8 +58,11 @@ class Blame:
         """Messages that may be rejected as poison."""
         self.trips = self.probes = 0
 
-    def started(self, tenant: str, handle: str, now: float, *, released: bool) -> str | None:
-        """Note that a handler was called. ``released``: it has its slot from a quarantine that ends in this instant."""
+    def started(self, tenant: str, handle: str, now: float, *, released: bool, stops: bool = False) -> str | None:
+        """Note that a handler was called. ``released``: it has its slot from a quarantine that ends in this instant.
+
+        ``stops``: it may have no other chance than this drain, and its tenant's pause may be longer than that.
+        """
         known = self._tenants[tenant]
         released = released and known.opened_at is not None
         self._starts[handle] = _Start(now, tenant, known.openings - released)
@@ -68,7 +71,7 @@ class Blame:
             return None
         self.probes += 1
         known.probes.add(handle)
-        if now < known.opened_at + known.pause - 1e-6:
+        if now < known.opened_at + known.pause - 1e-6 and not stops:
             return f"starts a message of {tenant} while that is left alone, {now - known.opened_at:.3f} s after"
         if len(known.probes) > 1:
             return f"tries {len(known.probes)} messages of {tenant} at once, although its breaker is open"

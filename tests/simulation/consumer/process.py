@@ -436,7 +436,8 @@ class Process:
             self.history.broken("S7", f"{self.name} starts {order.order_id} although it stops")
         self.handlers[ctx.message.receipt_handle] = order
         released = self.decisions.resumes(plan.tenant)
-        wrong = self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now(), released=released)
+        stops = self.stopping_since is not None
+        wrong = self.blame.started(plan.tenant, ctx.message.receipt_handle, self._now(), released=released, stops=stops)
         if wrong is not None:
             self.history.broken("breaker", f"{self.name} {wrong}")
         if (wrong := self.decisions.started(plan.tenant, self.running(plan.tenant))) is not None:
