@@ -307,7 +307,9 @@ class _Schedule:
                 )
         for demand in core.demands.values():
             if demand.stage is Stage.PARKED:
-                tried = core.hosts._hosts[demand.host].running > 0 or any(d.host == demand.host for d in core.line)
+                host = core.hosts.find(demand.host)  # forgotten where it has no opens, and others were to be remembered
+                runs = host is not None and host.running > 0
+                tried = runs or any(d.host == demand.host for d in core.line)
                 self.world.require(tried, "I9", f"{demand.key} waits for a host that no key tries")
 
     def watch_memory(self) -> None:
