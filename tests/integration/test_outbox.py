@@ -590,15 +590,20 @@ async def test_a_sender_is_found_however_its_queue_is_named(
     assert [message.body for message in await _received(client)] == ["changed"]
 
 
-async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
-    postgres_server: PostgresServer, database: str, client: MemoryClient
-) -> None:
-    """The relay looks into each tenant's."""
+def _in_two_schemas(postgres_server: PostgresServer, database: str) -> Provider[str, Any]:
+    """Return the provider of two tenants, `a` and `b`, with a schema and an outbox each in one database."""
     for schema in ("t_a", "t_b"):
         sql = f"CREATE SCHEMA {schema}; SET search_path = {schema}; {OUTBOX.schema}"
         postgres_server.execute(sql, database=database)
     registry = Registry(dict.fromkeys("ab", postgres_server.dsn(database)))
-    databases = asyncpg_inbox(asyncpg_pool(registry), create=True, scope=lambda name: Scope(schema=f"t_{name}"))
+    return asyncpg_inbox(asyncpg_pool(registry), create=True, scope=lambda name: Scope(schema=f"t_{name}"))
+
+
+async def test_a_schema_of_a_shared_database_has_an_outbox_of_its_own(
+    postgres_server: PostgresServer, database: str, client: MemoryClient
+) -> None:
+    """The relay looks into each tenant's."""
+    databases = _in_two_schemas(postgres_server, database)
     for name in "ab":
         async with databases(name) as db, db.transaction() as tx:
             await OUTBOX.add(tx, EVENTS, EVENTS.message(name))
@@ -611,11 +616,7 @@ async def test_groups_of_one_name_in_two_schemas_do_not_wait_for_each_other(
     postgres_server: PostgresServer, database: str
 ) -> None:
     """They are those of two tenants: the backlog of one would keep the other's messages back until it is sent."""
-    for schema in ("t_a", "t_b"):
-        sql = f"CREATE SCHEMA {schema}; SET search_path = {schema}; {OUTBOX.schema}"
-        postgres_server.execute(sql, database=database)
-    registry = Registry(dict.fromkeys("ab", postgres_server.dsn(database)))
-    databases = asyncpg_inbox(asyncpg_pool(registry), create=True, scope=lambda name: Scope(schema=f"t_{name}"))
+    databases = _in_two_schemas(postgres_server, database)
     async with databases("a") as one, databases("b") as other:
         for db in (one, other):
             await _fill(db, OUTBOX, 1, groups=1)

@@ -64,6 +64,13 @@ class StepHealth:
         """Messages in a row."""
         self._since = self._worked_at = 0.0
 
+    def part(self, queue: str) -> "StepHealth":
+        """Return the same of one queue.
+
+        One that was closed and comes back has the same as before, as long as messages of it are away because of it.
+        """
+        return self.parts.get(queue) or StepHealth(self._what, self._why, queue=queue, step=self._step, whole=self)
+
     @property
     def levels(self) -> "tuple[StepHealth, ...]":
         """All that it counts for, the widest first."""
@@ -137,27 +144,20 @@ class Steps(NamedTuple):
 
 
 def steps_of(queue: str, whole: Steps | None = None) -> Steps:
-    """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer.
-
-    A queue that was closed and comes back has the same as before, as long as messages of it are away because of it.
-    """
-    of_all = (None, None) if whole is None else whole
-    resolver, decoder = (None if each is None else each.parts.get(queue) for each in of_all)
+    """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer."""
+    if whole is not None:
+        return Steps(whole.resolver.part(queue), whole.decoder.part(queue))
     return Steps(
-        resolver
-        or StepHealth(
+        StepHealth(
             "The context resolver",
             "a mistake of this deployment, or what it asks is down, unless all of these are bad",
             queue=queue,
             step=Step.CONTEXT,
-            whole=of_all[0],
         ),
-        decoder
-        or StepHealth(
+        StepHealth(
             "The payload type",
             "a mistake of this deployment or of what sends them, or what it asks is down",
             queue=queue,
             step=Step.PAYLOAD,
-            whole=of_all[1],
         ),
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -37,6 +38,18 @@ class Deployment:
         if broken or any(f'"{name}"' in message.body for name in self.bad):
             raise self._error("DSN")
         return Tenant("a")
+
+
+def consumer_of_thirty(world: World, context: Callable[[Message], Tenant]) -> Consumer[Tenant, None]:
+    """Return a consumer with a resolver, and with a handler that does nothing, of a queue with thirty orders."""
+    world.create(dead_letters="dead")
+    world.send_orders(*map(str, range(30)))
+    consumer: Consumer[Tenant, None] = Consumer("orders", context=context, client=world.client)
+
+    @consumer.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
+
+    return consumer
 
 
 @pytest.mark.parametrize("receives", [2, 3, 5, 10])
@@ -252,22 +265,14 @@ def test_what_a_resolver_says_of_a_message_is_no_failure_of_its_own(
 ) -> None:
     """A filter that dropped ten messages in a row was called a mistake of the deployment."""
 
+    def context(message: Message) -> Tenant:
+        try:
+            return Tenant(message.attributes["customer"])
+        except KeyError as error:
+            raise raised from error
+
     async def scenario(world: World) -> int:
-        world.create(dead_letters="dead")
-
-        def context(message: Message) -> Tenant:
-            try:
-                return Tenant(message.attributes["customer"])
-            except KeyError as error:
-                raise raised from error
-
-        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, client=world.client)
-
-        @consumer.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
-
-        world.send_orders(*map(str, range(30)))
-        async with consumer:
+        async with consumer_of_thirty(world, context):
             await asyncio.sleep(60)
             return sum(world.counts())
 
@@ -277,21 +282,13 @@ def test_what_a_resolver_says_of_a_message_is_no_failure_of_its_own(
 
 def test_a_resolver_that_returns_nothing_for_any_message_fails() -> None:
     """One that forgot its ``return``, or looked in a mapping that is empty in this deployment."""
+    tenants: dict[str, Tenant] = {}
+
+    def context(message: Message) -> Tenant:
+        return tenants.get(message.attributes["tenantId"])  # type: ignore[return-value] # as it may be
 
     async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead")
-        tenants: dict[str, Tenant] = {}
-
-        def context(message: Message) -> Tenant:
-            return tenants.get(message.attributes["tenantId"])  # type: ignore[return-value] # as it may be
-
-        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, client=world.client)
-
-        @consumer.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
-
-        world.send_orders(*map(str, range(30)))
-        async with consumer:
+        async with consumer_of_thirty(world, context):
             await asyncio.sleep(590)
             return world.counts("dead")
 
