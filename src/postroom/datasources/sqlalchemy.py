@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._lost import took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
@@ -29,6 +30,7 @@ from postroom.datasources.registry import (
 )
 from postroom.display import display_key
 from postroom.options import check_count
+from postroom.resources.failures import of_message
 from postroom.types import C
 
 try:
@@ -329,7 +331,12 @@ def renewed(record: Any) -> Any:
 
 
 def note_refusal(problem: Any) -> None:
-    """Remember a refused write until its connection is returned: its server is asked then what it means."""
+    """Remember a refused write until its connection is returned: its server is asked then what it means.
+
+    What ended because its own transaction took too long is a failure at once.
+    """
+    if took_too_long(problem.original_exception) and problem.sqlalchemy_exception is not None:
+        of_message(problem.sqlalchemy_exception)
     if problem.connection is not None and is_refused_write(problem.original_exception):
         problem.connection.info[REFUSED] = problem.original_exception
 
