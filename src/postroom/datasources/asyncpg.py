@@ -212,7 +212,7 @@ class _Acquiring(_AcquiringBase):
             of_message(error)
         elif getattr(self._used, "lost", False) and _tell_of_loss(error) and self._used.lost_in_transaction:
             # The server has said why, and asyncpg does not tell.
-            await judge(error, partial(_ask_anew, self._watched), ENDS_TRANSACTIONS)
+            await judge(error, partial(_ask_over_another, self._watched), ENDS_TRANSACTIONS)
 
     def __await__(self) -> "Generator[Any, Any, PoolConnectionProxy[asyncpg.Record]]":
         async def acquire() -> "PoolConnectionProxy[asyncpg.Record]":
@@ -437,7 +437,7 @@ async def _ask(connection: Any, sql: str) -> Any:
     return await connection.fetchval(sql)
 
 
-async def _ask_anew(pool: _Pool, sql: str) -> Any:
+async def _ask_over_another(pool: _Pool, sql: str) -> Any:
     async with pool.acquire() as connection:
         return await connection.fetchval(sql)
 

@@ -15,7 +15,7 @@ from postroom.datasources._lost import took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
-from postroom.datasources._reset import LostCodecs
+from postroom.datasources._reset import LostCodecs, prepare_again
 from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
@@ -226,6 +226,8 @@ class _Watch:
         event.listen(sync, "checkin", self._checkin)
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
+        if postgresql:
+            event.listen(sync, "handle_error", judge_at_once)
         if reset and postgresql:
             self._driver = _driver(sync.dialect.driver)
             # At its first use: listeners of "connect" have done what they do by then.
@@ -331,14 +333,18 @@ def renewed(record: Any) -> Any:
 
 
 def note_refusal(problem: Any) -> None:
-    """Remember a refused write until its connection is returned: its server is asked then what it means.
-
-    What ended because its own transaction took too long is a failure at once.
-    """
-    if took_too_long(problem.original_exception) and problem.sqlalchemy_exception is not None:
-        of_message(problem.sqlalchemy_exception)
+    """Remember a refused write until its connection is returned: its server is asked then what it means."""
     if problem.connection is not None and is_refused_write(problem.original_exception):
         problem.connection.info[REFUSED] = problem.original_exception
+
+
+def judge_at_once(problem: Any) -> None:
+    """Rule that what a transaction's own length has ended is a failure, and forget a plan that was refused."""
+    error = problem.original_exception
+    if took_too_long(error) and problem.sqlalchemy_exception is not None:
+        of_message(problem.sqlalchemy_exception)
+    if problem.connection is not None and not problem.is_disconnect:
+        prepare_again(error, problem.connection.connection.driver_connection)
 
 
 def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
