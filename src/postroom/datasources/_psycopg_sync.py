@@ -10,7 +10,7 @@ import psycopg_pool as pools
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from postroom.checking import check_optional
+from postroom.checking import check_plain
 from postroom.datasources._attempts import spent
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
@@ -89,7 +89,8 @@ def psycopg_sync_pool(
     check_count(owner, "max_size", max_size)
     check_switches(owner, canary=canary, reset=reset)
     check_keywords(owner, options, OWN)
-    check_optional(f"{owner}(configure=...)", "(connection)", configure)
+    if configure is not None:
+        check_plain(f"{owner}(configure=...)", "(connection)", configure)
     check_times(owner, idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     check_times(owner, acquire_timeout=acquire_timeout)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import inspect
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from postroom.datasources._threads import complete
-from postroom.errors import ClosedError
+from postroom.errors import ClosedError, ConfigurationError
 from postroom.resources.failures import of_user
 from postroom.transactions import TransactionRolledBack
 
@@ -83,6 +84,7 @@ class Unit(Generic[T]):
     def _do_and_decide(self, connection: sqlite3.Connection) -> T:
         """Do the work. When this returns, it is too late to be abandoned."""
         value = self._work(connection)
+        _check_done(self._work, value)
         with self._lock:  # the caller is cancelled either before this, and nothing is committed, or too late
             self._go_on_unless_abandoned()
             self._committing = True
@@ -184,6 +186,15 @@ class Held(Unit[None]):
         """Whether the statement that runs now should be interrupted."""
         step = self._step
         return self.abandoned or (step is not None and step.abandoned)
+
+
+def _check_done(work: object, value: object) -> None:
+    """Refuse an async function or a generator function: nothing of it has run, and the caller would not see that."""
+    if inspect.iscoroutine(value):
+        value.close()
+    elif not inspect.isgeneratorfunction(work):
+        return
+    raise ConfigurationError("a unit of work is a plain function that returns data; got one with async or yield")
 
 
 def _undo_step(connection: sqlite3.Connection) -> None:

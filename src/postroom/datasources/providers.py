@@ -4,7 +4,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Unpack
+from typing import Any, Final, Generic, Unpack
 
 from typing_extensions import TypeVar
 
@@ -72,9 +72,14 @@ class Provider(Generic[C, R]):
             ConfigurationError: ``function`` is asynchronous.
         """
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            text = "map() takes a plain function of the resource; what has to be awaited or closed is a provider's work"
-            raise ConfigurationError(f"{text}: write one around this provider")
+            raise ConfigurationError(_NOT_PLAIN)
         return _Mapping(self, function).provider()
+
+
+_NOT_PLAIN: Final = (
+    "map() takes a plain function of the resource; what has to be awaited or closed is a provider's work: write one "
+    "around this provider"
+)
 
 
 class _Mapping(Generic[C, R, M]):
@@ -103,6 +108,9 @@ class _Mapping(Generic[C, R, M]):
     async def _enter(self, context: C) -> AsyncGenerator[M]:
         async with self._inner(context) as resource:
             mapped = self._function(resource)
+            if inspect.iscoroutine(mapped):  # of a lambda around an async function
+                mapped.close()
+                raise ConfigurationError(_NOT_PLAIN)
             self._made_of.setdefault(id(mapped), []).append(resource)
             try:
                 yield mapped

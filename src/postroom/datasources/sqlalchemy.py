@@ -49,7 +49,11 @@ REFUSED: Final = "postroom refused"
 """Where a connection keeps a write that was refused."""
 _FRESH: Final = "_postroom_fresh"
 """Where SQLAlchemy's record of a connection keeps what was noted there before the first use."""
-OWN: Final = {"url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size"}
+OWN: Final = {
+    "url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size",
+    # These make connections past the registry and the canary.
+    "creator": "", "async_creator": "",
+}  # fmt: skip
 
 
 def sqlalchemy_engine(
@@ -83,7 +87,9 @@ def sqlalchemy_engine(
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
             returned: one more round trip. It may take ``connect_timeout``; then the connection is
             ended.
-        options: further keywords for ``create_async_engine``, such as ``isolation_level``.
+        options: further keywords for ``create_async_engine``, such as ``isolation_level``. A function
+            that makes connections is ``{"connect_args": {"async_creator_fn": function}}``: the
+            canary looks at them, too.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.

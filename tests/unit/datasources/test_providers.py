@@ -119,6 +119,13 @@ def test_an_asynchronous_function_is_refused(function: Any) -> None:
         PLAIN.map(function)
 
 
+async def test_an_asynchronous_function_behind_a_plain_one_is_refused_at_opening() -> None:
+    """Handlers would get a coroutine, and only the first of them could await it."""
+    with pytest.raises(ConfigurationError, match="write one around this provider"):
+        async with PLAIN.map(lambda resource: _later(resource=resource))("a"):
+            pass
+
+
 async def test_a_mapped_provider_makes_a_pool_that_counts_its_weight() -> None:
     """As if it were not mapped."""
     async with PLAIN.map(Unhashable).pool() as pool, pool.lease("a"):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
-from postroom.errors import ClosedError
+from postroom.errors import ClosedError, ConfigurationError
 from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage
 from postroom.transactions import MessageKey
 
@@ -48,6 +48,37 @@ async def _ids(database: SqliteDatabase) -> list[str]:
 
 def _insert(connection: sqlite3.Connection, *ids: str) -> int:
     return connection.executemany("INSERT INTO orders VALUES (?)", [(id_,) for id_ in ids]).rowcount
+
+
+async def _insert_later(connection: sqlite3.Connection) -> None:
+    _insert(connection, "later")
+
+
+def _insert_lazily(connection: sqlite3.Connection) -> Iterator[int]:
+    yield _insert(connection, "lazily")
+
+
+@pytest.mark.parametrize(
+    "work", [_insert_later, _insert_lazily, lambda connection: _insert_later(connection=connection)]
+)
+async def test_a_unit_of_which_nothing_would_run_is_refused(database: SqliteDatabase, work: Any) -> None:
+    """Its message would be acknowledged without any work done; so would that of a step."""
+    with pytest.raises(ConfigurationError, match="a plain function that returns data; got one with async or yield"):
+        await database.run(work)
+    async with database.transaction_for(MessageKey("orders", "1")) as tx:
+        with pytest.raises(ConfigurationError, match="a plain function"):
+            await tx.run(work)
+        await tx.execute("INSERT INTO orders VALUES ('own')")
+    assert await _ids(database) == ["own"]
+
+
+@pytest.mark.parametrize("path", [":memory:", "file:orders?mode=memory"])
+async def test_a_database_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """All tenants would share one file of that name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no database in memory or URI: write tenant_file\("):
+        await SqliteDatabase.open(path, create=True)
+    assert os.listdir(tmp_path) == []
 
 
 class Blocker:
