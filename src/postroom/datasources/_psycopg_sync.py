@@ -19,7 +19,7 @@ from postroom.datasources._psycopg_refusals import judged_sync
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._threads import in_thread
-from postroom.datasources._waiting import SAID_AFTER, in_vain
+from postroom.datasources._waiting import ADVICE, SAID_AFTER, in_vain
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.psycopg import OWN
@@ -176,12 +176,12 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
         self._told = True
         _log.warning(
             "Tenant %s: all %d connections are in use, and a handler has waited for one for %g s; it fails after %g s. "
-            "A handler that holds a connection must not ask for a second one; else raise max_size=, or lower "
-            "Concurrency(per_tenant=)",
+            "%s",
             self._who,
             self.max_size,
             SAID_AFTER,
             limit,
+            ADVICE,
             extra=about(tenant=self._who),
         )
 

@@ -152,9 +152,10 @@ class TestWaiting:
             run_virtual(main())
         assert len(caplog.messages) == 2
         assert caplog.messages[0].startswith(
-            "Tenant acme:eu: all 4 connections are in use, and 5 callers have waited for one, the first for 3 s; each "
-            "fails after 10 s."
+            "Tenant acme:eu: all 4 connections are in use, with 5 callers waiting for one, the first for 3 s; each "
+            "fails after 10 s. A handler must give its connection back"
         )
+        assert "with 1 caller waiting" in caplog.messages[1]
 
     async def test_who_has_waited_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each use of a connection waits, if only for a moment."""
