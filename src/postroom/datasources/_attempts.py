@@ -94,10 +94,14 @@ def refused(error: Exception, place: str) -> Exception:
 
 def _name(place: str, error: Exception) -> None:
     """Say where a connection leads, unless the driver does: of a name that is not known, or a login, it does not."""
-    server, note = place.rpartition("/")[0], f"connecting to {place}"
+    server = place.rpartition("/")[0]
     host = server.rpartition(":")[0] or server
-    if not (host and host in str(error)) and note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    notes = [] if host and host in str(error) else [f"connecting to {place}"]
+    if isinstance(error, FileNotFoundError) and error.filename is None and not host.startswith("/"):
+        notes.append("a file that the DSN names, such as sslrootcert=, is not there")
+    for note in notes:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:

@@ -1,10 +1,12 @@
 """asyncpg: one connection pool per context. Needs ``pip install 'postroom[asyncpg]'``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlencode
 
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts, refused, spent, unanswered
@@ -400,6 +402,19 @@ def _remembering(kind: Any) -> Any:
     """Return a class of connections that is also this one."""
     is_one = asyncpg.Connection in kind.__mro__  # else asyncpg says what is wrong with it
     return type(kind.__name__, (_Remembering, kind), {}) if is_one else kind
+
+
+def read_as_dsn(keywords: dict[str, Any], parameters: Iterable[str]) -> None:
+    """Let asyncpg read what it knows in DSNs only, such as ``sslrootcert``: SQLAlchemy passes it on as a keyword.
+
+    Args:
+        keywords: for ``asyncpg.connect``.
+        parameters: names of those that a URL had.
+    """
+    known = inspect.signature(asyncpg.connect).parameters
+    left = {name: keywords.pop(name) for name in parameters if name in keywords and name not in known}
+    if left:
+        keywords["dsn"] = f"postgresql://?{urlencode(left, doseq=True)}"
 
 
 async def connect_remembering(*arguments: Any, in_all: float, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":

@@ -45,6 +45,8 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
         "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
     ) from _error
 
+_SQLALCHEMYS: Final = frozenset({"async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"})
+"""Parameters of a URL that SQLAlchemy takes for its own."""
 REFUSED: Final = "postroom refused"
 """Where a connection keeps a write that was refused."""
 _FRESH: Final = "_postroom_fresh"
@@ -246,7 +248,7 @@ class _Watch:
         if (create := keywords.get("async_creator_fn") or _creator(dialect, self._timeout)) is None:
             return
         if dialect.driver == "asyncpg":
-            _as_asyncpg_takes_it(keywords)
+            _driver("asyncpg").read_as_dsn(keywords, self._engine.url.query.keys() - _SQLALCHEMYS)
 
         async def connect(*arguments: Any, **keywords: Any) -> Any:
             async def once(password: dict[str, Any]) -> Any:
@@ -351,15 +353,6 @@ def judge_at_once(problem: Any) -> None:
         of_message(problem.sqlalchemy_exception)
     if problem.connection is not None and not problem.is_disconnect:
         prepare_again(error, problem.connection.connection.driver_connection)
-
-
-def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
-    """Rename parameters of a DSN that libpq and asyncpg's own DSNs have, and SQLAlchemy passes on as they are."""
-    if "sslmode" in keywords:
-        keywords.setdefault("ssl", keywords.pop("sslmode"))
-    if "application_name" in keywords:
-        name = keywords.pop("application_name")
-        keywords["server_settings"] = {"application_name": name, **keywords.get("server_settings", {})}
 
 
 def _creator(dialect: Any, timeout: float) -> Callable[..., Awaitable[Any]] | None:

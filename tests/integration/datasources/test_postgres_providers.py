@@ -150,9 +150,11 @@ class TestOpening:
         self, driver: Driver, tenant: TenantDatabase
     ) -> None:
         """Those that libpq's URLs usually have: a registry serves several drivers."""
-        source = DataSource(f"{tenant.dsn}?sslmode=disable&application_name=shop")
+        parameters = "sslmode=disable&sslrootcert=/certs/rds.pem&application_name=shop&options=-csearch_path%3Dours"
+        source = DataSource(f"{tenant.dsn}?{parameters}")
         async with driver.provider(source)("a") as resource, driver.connect(resource) as connection:
             assert await connection.value("SELECT current_setting('application_name')") == "shop"
+            assert await connection.value("SHOW search_path") == "ours"
 
     async def test_what_a_password_function_says_is_in_no_line_of_ours(
         self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
