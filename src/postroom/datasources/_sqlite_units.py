@@ -3,9 +3,12 @@
 import asyncio
 import contextvars
 import inspect
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -64,6 +67,7 @@ class Unit(Generic[T]):
             if self.abandoned:  # whatever an interrupted statement raised
                 self.refuse()
             else:
+                _judge_refusal(error, connection)
                 complete(self.result, None, error)
         else:
             complete(self.result, value, None)
@@ -195,6 +199,20 @@ def _check_done(work: object, value: object) -> None:
     elif not inspect.isgeneratorfunction(work):
         return
     raise ConfigurationError("a unit of work is a plain function that returns data; got one with async or yield")
+
+
+def _judge_refusal(error: BaseException, connection: sqlite3.Connection) -> None:
+    """Say that a refused write is an outage, where this process may not write the file: no message is to blame.
+
+    SQLite opens such a file for reading, without a word, and does not look again.
+    """
+    if getattr(error, "sqlite_errorcode", -1) & 0xFF != sqlite3.SQLITE_READONLY:
+        return
+    with suppress(sqlite3.Error):  # a unit has closed it
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+            vars(error)["sqlstate"] = "25006"  # what PostgreSQL calls it
+            error.add_note(f"this process may not write {file}, or its directory")
 
 
 def _undo_step(connection: sqlite3.Connection) -> None:

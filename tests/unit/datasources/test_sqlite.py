@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
 from postroom.errors import ClosedError, ConfigurationError
-from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage
+from postroom.redaction import describe
+from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage, is_suspect
 from postroom.transactions import MessageKey
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
@@ -452,6 +453,24 @@ class TestCheck:
         assert all(is_outage(raised.value) and is_of_server(raised.value) for raised in (written, read, begun))
         replace(database.path, "new")
         assert await _ids(database) == ["new"]
+
+    @pytest.mark.parametrize("refused", ["the file", "its directory", "neither"])
+    async def test_a_file_that_may_not_be_written_is_an_outage(
+        self, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        """As after a deployment under another user: SQLite opens it for reading. What a unit forbids itself is its own."""
+        place = {"the file": database.path, "its directory": database.path.parent}.get(refused)
+        monkeypatch.setattr(os, "access", lambda path, _: path != place)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA query_only = 1")  # as SQLite answers then, too; root may write every file
+            _insert(connection, "1")
+
+        with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database") as raised:
+            await database.run(write)
+        outage = refused != "neither"
+        assert (is_outage(raised.value), is_suspect(raised.value)) == (outage, outage)
+        assert ("this process may not write" in describe(raised.value)) == outage
 
     async def test_a_new_file_that_cannot_be_opened_is_an_outage(self, database: SqliteDatabase) -> None:
         """It may be on its way, as a copy is."""
