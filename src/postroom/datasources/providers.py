@@ -69,7 +69,8 @@ class Provider(Generic[C, R]):
                 raises, opening fails.
 
         Raises:
-            ConfigurationError: ``function`` is asynchronous.
+            ConfigurationError: ``function`` is asynchronous; at opening: it makes a session or a connection of
+                SQLAlchemy.
         """
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(_NOT_PLAIN)
@@ -80,6 +81,20 @@ _NOT_PLAIN: Final = (
     "map() takes a plain function of the resource; what has to be awaited or closed is a provider's work: write one "
     "around this provider"
 )
+
+
+_OF_ONE_USER: Final = frozenset({"AsyncSession", "Session", "AsyncConnection", "Connection"})
+"""Of SQLAlchemy: one for all handlers of a tenant would mix their transactions."""
+
+
+def _refuse_session(mapped: object) -> None:
+    for kind in type(mapped).__mro__:
+        if kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _OF_ONE_USER:
+            text = f"map() made one {kind.__name__}, and all handlers of a tenant would share its transaction"
+            remedy = (
+                "write map(async_sessionmaker), or map(sessionmaker), and let each handler open a session of its own"
+            )
+            raise ConfigurationError(f"{text}: {remedy}")
 
 
 class _Mapping(Generic[C, R, M]):
@@ -111,6 +126,7 @@ class _Mapping(Generic[C, R, M]):
             if inspect.iscoroutine(mapped):  # of a lambda around an async function
                 mapped.close()
                 raise ConfigurationError(_NOT_PLAIN)
+            _refuse_session(mapped)
             self._made_of.setdefault(id(mapped), []).append(resource)
             try:
                 yield mapped

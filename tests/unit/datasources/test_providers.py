@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import postroom.datasources
 from postroom.datasources import Provider
@@ -123,6 +125,20 @@ async def test_an_asynchronous_function_behind_a_plain_one_is_refused_at_opening
     """Handlers would get a coroutine, and only the first of them could await it."""
     with pytest.raises(ConfigurationError, match="write one around this provider"):
         async with PLAIN.map(lambda resource: _later(resource=resource))("a"):
+            pass
+
+
+class _Own(AsyncSession):
+    """A session of the user's."""
+
+
+@pytest.mark.parametrize("function", [lambda _: AsyncSession(), lambda _: _Own(), lambda _: Session()])
+async def test_a_session_for_all_handlers_is_refused_at_opening(function: Any) -> None:
+    """One handler would commit what another has failed in."""
+    with pytest.raises(
+        ConfigurationError, match=r"made one (Async)?Session, and all .*: write map\(async_sessionmaker\)"
+    ):
+        async with PLAIN.map(function)("a"):
             pass
 
 

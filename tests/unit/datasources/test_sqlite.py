@@ -458,7 +458,7 @@ class TestCheck:
     async def test_a_file_that_may_not_be_written_is_an_outage(
         self, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, refused: str
     ) -> None:
-        """As after a deployment under another user: SQLite opens it for reading. What a unit forbids itself is its own."""
+        """As after a deployment under another user: SQLite only reads it. What a unit forbids itself is its own."""
         place = {"the file": database.path, "its directory": database.path.parent}.get(refused)
         monkeypatch.setattr(os, "access", lambda path, _: path != place)
 
