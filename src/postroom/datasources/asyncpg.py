@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts, refused, spent, unanswered
 from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
+from postroom.datasources._lookups import LOOKUPS
 from postroom.datasources._lost import ENDS_TRANSACTIONS, chain, took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
@@ -129,7 +130,7 @@ def asyncpg_pool(
             raise unreadable("asyncpg")
         names = require_names(source, keywords) if canary else None
         place = place_of(source, options)
-        attempts = Attempts(connect_timeout, _discard, place)
+        attempts = Attempts(connect_timeout, _discard, place, LOOKUPS)
         server = Server(connect_timeout, place)
 
         async def prepare(connection: Any) -> None:
