@@ -181,7 +181,8 @@ class PostgresDatabase(ABC, Generic[Tx]):
             await self._require_schema(work)
             await self._enter_scope(work)
             if self.scope is not None and self.scope.settings:
-                self.bypass = await work.value(_BYPASS)
+                said = await work.value(_BYPASS)
+                self.bypass = said.decode(errors="replace") if isinstance(said, bytes) else said  # of SQL_ASCII
             if await self._has_table(work):
                 return
             if not create:

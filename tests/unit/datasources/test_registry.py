@@ -251,6 +251,7 @@ def test_the_canary_sings_for_another_database_or_user() -> None:
     """The error names both sides, is an outage, and hides the DSN."""
     names = expected(DataSource(DSN))
     verify(names, "tenant-a", "app")
+    verify(names, b"tenant-a", b"app")
     for database, user in [("tenant-b", "app"), ("tenant-a", "postgres")]:
         with pytest.raises(WrongDatabase) as wrong:
             verify(names, database, user)
