@@ -6,8 +6,10 @@ answer for some tenants would keep all of them, for longer than ``connect_timeou
 
 import asyncio
 import ipaddress
+import os
 import socket
 import threading
+from collections.abc import Container
 from contextlib import suppress
 
 from postroom.datasources._threads import complete
@@ -48,6 +50,11 @@ class Lookups:
 
 LOOKUPS = Lookups()
 """Those of the process: tenants share hosts, whatever provides their resources."""
+
+
+def lookups_of(parameters: Container[str]) -> Lookups | None:
+    """Return those of the process, unless libpq is told an address beside the name: it looks nothing up then."""
+    return None if "hostaddr" in parameters or os.environ.get("PGHOSTADDR") else LOOKUPS
 
 
 def _name_in(place: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
-from postroom.datasources._lookups import LOOKUPS
+from postroom.datasources._lookups import lookups_of
 from postroom.datasources._lost import took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
@@ -223,7 +223,8 @@ class _Watch:
         self._source = source
         self._who = who
         self._timeout = connect_timeout
-        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source), LOOKUPS)
+        lookups = lookups_of(engine.url.query)
+        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source), lookups)
         self._uses = uses
         self._codecs = codecs
         sync = engine.sync_engine

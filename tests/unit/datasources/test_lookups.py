@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from postroom.datasources import (
     Provider,
@@ -101,6 +103,20 @@ async def test_one_thread_asks_for_a_name_however_many_want_it(names: NameServer
 async def test_what_is_no_single_name_is_not_looked_up(names: NameServer, place: str) -> None:
     """An address needs no name server; of several hosts a silent one must leave time for the others."""
     await Lookups().look_up(place)
+    assert names.asked == []
+
+
+@pytest.mark.parametrize("provide", [psycopg_pool, psycopg_connections, sqlalchemy_engine])
+async def test_a_name_with_an_address_is_not_looked_up(names: NameServer, provide: Provide) -> None:
+    """Libpq's ``hostaddr`` is for where there is no name server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scheme = "postgresql+psycopg" if provide is sqlalchemy_engine else "postgresql"
+    dsn = f"{scheme}://app:p@silent.internal:{port}/a?hostaddr=127.0.0.1"
+    with pytest.raises((psycopg.OperationalError, DBAPIError), match="refused"):
+        async with provide(Registry({"a": dsn}))("a"):
+            pass
     assert names.asked == []
 
 
