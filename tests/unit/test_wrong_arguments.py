@@ -330,6 +330,9 @@ CASES: list[tuple[Callable[[], Any], str]] = [
         )
     ],
     (lambda: asyncpg_pool(files, options={"min_size": 1}), "{'min_size': ...}): the provider sets that itself"),
+    (lambda: sqlalchemy_engine(files, options={"async_creator": opened}), "{'async_creator': ...}): the provider sets"),
+    (lambda: sqlalchemy_sync_engine(files, options={"creator": opened}), "{'creator': ...}): the provider sets that"),
+    (lambda: psycopg_sync_pool(files, configure=opened), "configure=...): the function opened is async"),  # type: ignore[arg-type]
     (lambda: Scope(schema=5), 'Scope takes str: write Scope(settings={"app.tenant": "acme"})'),  # type: ignore[arg-type]
     (lambda: Scope(settings={"app.tenant": 5}), 'or Scope(schema="acme"), in texts; got 5'),  # type: ignore[dict-item]
     (lambda: Scope(settings="app.tenant"), 'takes Mapping: write Scope(settings={"app.tenant": "acme"})'),  # type: ignore[arg-type]

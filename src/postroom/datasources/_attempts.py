@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from postroom.datasources._lookups import Lookups
 from postroom.errors import ClosedError
 from postroom.resources.failures import of_server, of_user
 from postroom.tasks import TimeLimit
@@ -22,12 +23,16 @@ class Attempts(Generic[T]):
         timeout: seconds that one attempt may take, the canary included.
         discard: ends a connection that will not be used.
         place: where they lead, as people are told.
+        lookups: looks the name of their host up first; None where none is to be.
     """
 
-    def __init__(self, timeout: float, discard: Callable[[T], Awaitable[None]], place: str) -> None:
+    def __init__(
+        self, timeout: float, discard: Callable[[T], Awaitable[None]], place: str, lookups: Lookups | None = None
+    ) -> None:
         self._timeout = timeout
         self._place = place
         self._discard = discard
+        self._lookups = lookups
         self._under_way: set[TimeLimit] = set()
         self._none = asyncio.Event()
         self._none.set()
@@ -48,6 +53,8 @@ class Attempts(Generic[T]):
         try:
             async with deadline:
                 self._under_way.add(deadline)
+                if self._lookups is not None:
+                    await self._lookups.look_up(self._place)
                 connection = await connect()
                 try:
                     await greet(connection)
@@ -94,10 +101,14 @@ def refused(error: Exception, place: str) -> Exception:
 
 def _name(place: str, error: Exception) -> None:
     """Say where a connection leads, unless the driver does: of a name that is not known, or a login, it does not."""
-    server, note = place.rpartition("/")[0], f"connecting to {place}"
+    server = place.rpartition("/")[0]
     host = server.rpartition(":")[0] or server
-    if not (host and host in str(error)) and note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    notes = [] if host and host in str(error) else [f"connecting to {place}"]
+    if isinstance(error, FileNotFoundError) and error.filename is None and not host.startswith("/"):
+        notes.append("a file that the DSN names, such as sslrootcert=, is not there")
+    for note in notes:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def unanswered(text: str, cause: BaseException | None = None) -> TimeoutError:

@@ -55,9 +55,11 @@ def require_names(source: DataSource, options: Mapping[str, Any] | None = None) 
     return names
 
 
-def verify(names: Names, database: str, user: str) -> None:
+def verify(names: Names, database: str | bytes, user: str | bytes) -> None:
     """Compare what the connection says with what the registry says. Raises ``WrongDatabase``."""
-    for what, is_one, should_be in zip(Names._fields, (database, user), names, strict=True):
+    # psycopg returns bytes from a database without an encoding (SQL_ASCII).
+    said = (each.decode(errors="replace") if isinstance(each, bytes) else each for each in (database, user))
+    for what, is_one, should_be in zip(Names._fields, said, names, strict=True):
         if should_be is not None and is_one != should_be:
             raise WrongDatabase(f"the connection leads to {what} {is_one!r}, and the registry says {should_be!r}")
 

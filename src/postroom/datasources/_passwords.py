@@ -39,5 +39,7 @@ async def connected(source: DataSource, connect: Callable[[dict[str, Any]], Awai
             memory.forget(password)
         newer = await ask(source.password)
         if newer == password:
+            if password != password.rstrip("\r\n"):
+                error.add_note("the password that the function returned ends with a line break")
             raise
     return await connect({"password": newer})

@@ -12,17 +12,27 @@ from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
 from postroom.datasources.registry import answered, check_switches, check_times
 from postroom.datasources.scope import Scope, ScopeOf, quoted, set_local
+from postroom.display import display_key
 from postroom.errors import AlreadyHandled, ConfigurationError
+from postroom.log_fields import Log, Step, about
 from postroom.tasks import TimeLimit
 from postroom.transactions import MessageKey, TransactionRolledBack
 from postroom.types import C, R
 
 Tx = TypeVar("Tx")
 D = TypeVar("D", default=Any)
+_log = Log("postroom.datasources", Step.RESOURCES)
 _ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(hashtext('postroom inbox'))"
 _READ_COMMITTED: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _BEGUN: Final = "SELECT now()::text"  # the time at which the transaction began
 _ABORTED: Final = "25P02"
+_BYPASS: Final = (
+    "SELECT rolname || CASE WHEN rolsuper OR rolbypassrls THEN ' is a superuser or has BYPASSRLS' "
+    "ELSE (SELECT ' owns ' || min(pg_class.oid::regclass::text) FROM pg_class "
+    "WHERE relrowsecurity AND NOT relforcerowsecurity AND pg_has_role(relowner, 'USAGE')) END "
+    "FROM pg_roles WHERE rolname = current_user"
+)
+"""Why row-level security does not apply to the present user, if that is so."""
 SWALLOWED: Final = (
     "a statement of this transaction failed and the error did not leave the block, so PostgreSQL has rolled all of it "
     "back: nothing was done. Let the error leave the block, or run the statement in a savepoint"
@@ -74,6 +84,8 @@ class PostgresDatabase(ABC, Generic[Tx]):
         """The table, and the SQL that uses it."""
         self.scope = scope
         """The tenant's part of the database, where it shares one."""
+        self.bypass: str | None = None
+        """Why row-level security does not apply to the user, although ``scope`` has settings; known once prepared."""
         self._wait = wait
 
     def __repr__(self) -> str:
@@ -168,6 +180,9 @@ class PostgresDatabase(ABC, Generic[Tx]):
                 raise ConfigurationError(text)
             await self._require_schema(work)
             await self._enter_scope(work)
+            if self.scope is not None and self.scope.settings:
+                said = await work.value(_BYPASS)
+                self.bypass = said.decode(errors="replace") if isinstance(said, bytes) else said  # of SQL_ASCII
             if await self._has_table(work):
                 return
             if not create:
@@ -249,6 +264,7 @@ def add_inbox(
     """
     check_kind("an inbox's first argument", provider, Provider, "asyncpg_inbox(asyncpg_pool(registry))")
     check = provider.check
+    told: set[object] = set()
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[D, None]:
@@ -256,6 +272,18 @@ def add_inbox(
         async with provider(context) as resource:
             made = database(resource, own)
             await prepare(made)
+            bypass: object = getattr(made, "bypass", None)
+            if bypass and bypass not in told:  # once for a provider: all tenants have the same user, mostly
+                told.add(bypass)
+                who = display_key(context)
+                _log.warning(
+                    "Tenant %s: its scope has settings, and row-level security does not apply: its user %s. It sees "
+                    "the rows of all tenants of its database, unless something else reads the settings. Let the DSN "
+                    "name a user who owns no table",
+                    who,
+                    bypass,
+                    extra=about(tenant=who),
+                )
             yield made
 
     async def healthy(made: D) -> bool:

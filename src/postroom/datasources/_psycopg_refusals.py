@@ -9,6 +9,7 @@ import psycopg
 from psycopg.rows import TupleRow, tuple_row
 
 from postroom.datasources._read_only import TAKES_WRITES, is_refused_write, judge
+from postroom.datasources._reset import prepare_again
 from postroom.resources.failures import of_message
 
 # libpq reports a refused login without its SQLSTATE. The words are the server's, in English.
@@ -47,6 +48,7 @@ async def judged(connection: "psycopg.AsyncConnection[TupleRow]") -> AsyncGenera
     try:
         yield
     except Exception as error:
+        prepare_again(error, connection)
         if _closed_itself(error, connection):
             of_message(error)
         elif is_refused_write(error):
@@ -68,6 +70,7 @@ def judged_sync(connection: psycopg.Connection[TupleRow]) -> Generator[None]:
     try:
         yield
     except Exception as error:
+        prepare_again(error, connection)
         if _closed_itself(error, connection):
             of_message(error)
         elif is_refused_write(error):

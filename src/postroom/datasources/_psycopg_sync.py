@@ -10,7 +10,7 @@ import psycopg_pool as pools
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from postroom.checking import check_optional
+from postroom.checking import check_plain
 from postroom.datasources._attempts import spent
 from postroom.datasources._places import places
 from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
@@ -19,7 +19,7 @@ from postroom.datasources._psycopg_refusals import judged_sync
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
 from postroom.datasources._threads import in_thread
-from postroom.datasources._waiting import SAID_AFTER, in_vain
+from postroom.datasources._waiting import ADVICE, SAID_AFTER, in_vain
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.psycopg import OWN
@@ -89,7 +89,8 @@ def psycopg_sync_pool(
     check_count(owner, "max_size", max_size)
     check_switches(owner, canary=canary, reset=reset)
     check_keywords(owner, options, OWN)
-    check_optional(f"{owner}(configure=...)", "(connection)", configure)
+    if configure is not None:
+        check_plain(f"{owner}(configure=...)", "(connection)", configure)
     check_times(owner, idle=idle, connect_timeout=connect_timeout, close_timeout=close_timeout)
     check_times(owner, acquire_timeout=acquire_timeout)
 
@@ -175,12 +176,12 @@ class _Pool(pools.ConnectionPool[SyncConnection]):
         self._told = True
         _log.warning(
             "Tenant %s: all %d connections are in use, and a handler has waited for one for %g s; it fails after %g s. "
-            "A handler that holds a connection must not ask for a second one; else raise max_size=, or lower "
-            "Concurrency(per_tenant=)",
+            "%s",
             self._who,
             self.max_size,
             SAID_AFTER,
             limit,
+            ADVICE,
             extra=about(tenant=self._who),
         )
 

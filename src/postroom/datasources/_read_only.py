@@ -25,14 +25,15 @@ def is_refused_write(error: object) -> TypeGuard[BaseException]:
     return isinstance(error, BaseException) and sqlstate_of(error) == "25006"
 
 
-async def judge(error: BaseException, ask: Callable[[str], Awaitable[Any]]) -> None:
+async def judge(error: BaseException, ask: Callable[[str], Awaitable[Any]], sql: str = TAKES_WRITES) -> None:
     """Rule that a refused write is the message's own, if its server takes writes. Raises nothing.
 
     Args:
         error: what says that nothing can be written.
         ask: runs SQL on the same connection, after the message's transaction, and returns one value.
+        sql: the question, where it is another one.
     """
     with suppress(Exception):  # without an answer it may be an outage
         async with asyncio.timeout(_ASKING):
-            if await ask(TAKES_WRITES):
+            if await ask(sql):
                 of_message(error)

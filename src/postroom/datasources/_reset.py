@@ -7,7 +7,9 @@ a millisecond of the server's time.
 
 from typing import Any, Final
 
+from postroom.datasources._lost import chain
 from postroom.log_fields import Log, Step
+from postroom.redaction import sqlstate_of
 
 RESET: Final = (
     "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
@@ -41,6 +43,15 @@ def forget_attributes(connection: object) -> None:
     for name in own.keys() - own.get(_NAMES, own):
         if not name.startswith("_"):  # drivers set some of their own at their first use
             del own[name]
+
+
+def prepare_again(error: BaseException, connection: Any) -> None:
+    """Let psycopg prepare its statements again where one was refused, as its table is another one since (0A000).
+
+    By itself it does so after a rollback only: without one, as in autocommit, each later use of the connection fails.
+    """
+    if hasattr(connection, "_prepared") and any(sqlstate_of(each) == "0A000" for each in chain(error)):
+        connection._prepared.clear()  # noqa: SLF001 - psycopg has no other way
 
 
 class LostCodecs:

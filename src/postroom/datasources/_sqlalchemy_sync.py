@@ -39,7 +39,7 @@ from postroom.datasources.registry import (
     located,
 )
 from postroom.datasources.scope import Scope, ScopeOf
-from postroom.datasources.sqlalchemy import OWN, REFUSED, keep_notes, note_refusal, renewed
+from postroom.datasources.sqlalchemy import OWN, REFUSED, judge_at_once, keep_notes, note_refusal, renewed
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
@@ -206,6 +206,7 @@ class _Watch:
         event.listen(engine, "close_detached", uses.closed)
         event.listen(engine, "checkout", uses.begin)
         event.listen(engine, "checkin", uses.end)
+        event.listen(engine, "handle_error", judge_at_once)
         if reset:
             # At its first use: listeners of "connect" have done what they do by then.
             event.listen(engine, "checkout", self._remember)

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextvars
+import inspect
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from postroom.datasources._threads import complete
-from postroom.errors import ClosedError
+from postroom.errors import ClosedError, ConfigurationError
 from postroom.resources.failures import of_user
 from postroom.transactions import TransactionRolledBack
 
@@ -63,6 +67,7 @@ class Unit(Generic[T]):
             if self.abandoned:  # whatever an interrupted statement raised
                 self.refuse()
             else:
+                _judge_refusal(error, connection)
                 complete(self.result, None, error)
         else:
             complete(self.result, value, None)
@@ -83,6 +88,7 @@ class Unit(Generic[T]):
     def _do_and_decide(self, connection: sqlite3.Connection) -> T:
         """Do the work. When this returns, it is too late to be abandoned."""
         value = self._work(connection)
+        _check_done(self._work, value)
         with self._lock:  # the caller is cancelled either before this, and nothing is committed, or too late
             self._go_on_unless_abandoned()
             self._committing = True
@@ -184,6 +190,29 @@ class Held(Unit[None]):
         """Whether the statement that runs now should be interrupted."""
         step = self._step
         return self.abandoned or (step is not None and step.abandoned)
+
+
+def _check_done(work: object, value: object) -> None:
+    """Refuse an async function or a generator function: nothing of it has run, and the caller would not see that."""
+    if inspect.iscoroutine(value):
+        value.close()
+    elif not inspect.isgeneratorfunction(work):
+        return
+    raise ConfigurationError("a unit of work is a plain function that returns data; got one with async or yield")
+
+
+def _judge_refusal(error: BaseException, connection: sqlite3.Connection) -> None:
+    """Say that a refused write is an outage, where this process may not write the file: no message is to blame.
+
+    SQLite opens such a file for reading, without a word, and does not look again.
+    """
+    if getattr(error, "sqlite_errorcode", -1) & 0xFF != sqlite3.SQLITE_READONLY:
+        return
+    with suppress(sqlite3.Error):  # a unit has closed it
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+            vars(error)["sqlstate"] = "25006"  # what PostgreSQL calls it
+            error.add_note(f"this process may not write {file}, or its directory")
 
 
 def _undo_step(connection: sqlite3.Connection) -> None:

@@ -111,6 +111,11 @@ class SyncDatabase(Generic[Tx]):
         """The tenant's part of the database, where it shares one."""
         self._transactions = _Transactions(inbox, self._begin, wait=wait, scope=scope)
 
+    @property
+    def bypass(self) -> str | None:
+        """Why row-level security does not apply to the user, although ``scope`` has settings; known once prepared."""
+        return self._transactions.bypass
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inbox!r})"
 

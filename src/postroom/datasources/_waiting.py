@@ -19,6 +19,11 @@ SAID_AFTER: Final = 3.0
 _AGAIN: Final = 1.0
 """Seconds between two attempts to connect to a server that is full, while none of the tenant's connections comes free.
 """
+ADVICE: Final = (
+    "A handler must give its connection back, as `with` does, and must not ask for a second one meanwhile; else raise "
+    "max_size=, or lower Concurrency(per_tenant=)"
+)
+"""What to do about it."""
 _FULL: Final = "53300"
 """PostgreSQL's SQLSTATE too_many_connections."""
 _log = Log("postroom.datasources", Step.RESOURCES)
@@ -55,8 +60,8 @@ def make_do(connect: Callable[[], T], *, held: Collection[object], wait: Callabl
 def in_vain(who: str, limit: float, most: int) -> str:
     """Return what to tell a caller who waited for one of a tenant's connections, all of which are in use."""
     return (
-        f"no connection of tenant {who} came free within {limit:g} s: all {most} are in use; a handler that takes a "
-        "second connection while it holds one needs a larger max_size="
+        f"no connection of tenant {who} came free within {limit:g} s: all {most} are in use; a handler must give its "
+        "connection back, as `with` does, and one that takes a second one meanwhile needs a larger max_size="
     )
 
 
@@ -141,13 +146,12 @@ class Waiting:
         self._told = True
         end = "they wait without a limit" if self._timeout is None else f"each fails after {self._timeout:g} s"
         _log.warning(
-            "Tenant %s: all %d connections are in use, and %d callers have waited for one, the first for %g s; %s. "
-            "A handler that holds a connection must not ask for a second one; else raise max_size=, or lower "
-            "Concurrency(per_tenant=)",
+            "Tenant %s: all %d connections are in use, with %s waiting for one, the first for %g s; %s. %s",
             self._who,
             self._max_size,
-            self._waiting,
+            counted(self._waiting, "caller"),
             SAID_AFTER,
             end,
+            ADVICE,
             extra=about(tenant=self._who),
         )

@@ -1,14 +1,18 @@
 """asyncpg: one connection pool per context. Needs ``pip install 'postroom[asyncpg]'``."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlencode
 
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts, refused, spent, unanswered
 from postroom.datasources._canary import CANARY, Names, is_torn, require_names, unreadable, verify
+from postroom.datasources._lookups import LOOKUPS
+from postroom.datasources._lost import ENDS_TRANSACTIONS, chain, took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
@@ -19,6 +23,7 @@ from postroom.datasources.providers import Provider
 from postroom.datasources.registry import Locate, check_keywords, check_locate, check_switches, check_times, located
 from postroom.display import display_key
 from postroom.options import check_count
+from postroom.resources.failures import of_message
 from postroom.tasks import TimeLimit
 from postroom.types import C
 
@@ -125,7 +130,7 @@ def asyncpg_pool(
             raise unreadable("asyncpg")
         names = require_names(source, keywords) if canary else None
         place = place_of(source, options)
-        attempts = Attempts(connect_timeout, _discard, place)
+        attempts = Attempts(connect_timeout, _discard, place, LOOKUPS)
         server = Server(connect_timeout, place)
 
         async def prepare(connection: Any) -> None:
@@ -188,16 +193,29 @@ class _Acquiring(_AcquiringBase):
         super().__init__(pool, None)
         self._watched = pool
         self._limit = timeout
+        self._used: Any = None
 
     async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
-        return await self._wait(super().__aenter__)
+        acquired = await self._wait(super().__aenter__)
+        self._used = getattr(acquired, "_con", None)  # asyncpg takes it away from its user when it is lost
+        return acquired
 
     async def __aexit__(self, *exc: object) -> None:
         try:
-            if self.connection is not None and is_refused_write(error := exc[1]):
-                await judge(error, partial(_ask, self.connection))
+            if self.connection is not None and isinstance(error := exc[1], Exception):
+                await self._judge(error)
         finally:  # also where a cancellation does not wait for the answer
             await super().__aexit__(*exc)
+
+    async def _judge(self, error: Exception) -> None:
+        """Find out what an error of the block means: an outage, or a failure of the message."""
+        if is_refused_write(error):
+            await judge(error, partial(_ask, self.connection))
+        elif took_too_long(error):
+            of_message(error)
+        elif getattr(self._used, "lost", False) and _tell_of_loss(error) and self._used.lost_in_transaction:
+            # The server has said why, and asyncpg does not tell.
+            await judge(error, partial(_ask_over_another, self._watched), ENDS_TRANSACTIONS)
 
     def __await__(self) -> "Generator[Any, Any, PoolConnectionProxy[asyncpg.Record]]":
         async def acquire() -> "PoolConnectionProxy[asyncpg.Record]":
@@ -324,14 +342,32 @@ def _reset_with(then: Reset | None, *, everything: bool) -> Reset:
 
 
 class _Remembering(_ConnectionBase):
-    """Knows what it was like, and whether it is spoilt: asyncpg can neither tell nor undo that.
+    """Knows what it was like, and whether it is spoilt or was lost: asyncpg can neither tell nor undo that.
 
-    It is where its codecs were changed, or the server has forgotten what asyncpg believes to be prepared.
+    It is spoilt where its codecs were changed, or the server has forgotten what asyncpg believes to be prepared.
     """
 
     fresh: dict[str, Any] | None = None
     spoilt = False
     codecs_changed = False
+    lost = False
+    """Whether it ended, and not on this side."""
+    lost_in_transaction = False
+    _ended = False
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        self._ended = True
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        self._ended = True
+        super().terminate()
+
+    def _cleanup(self) -> None:
+        if not self._ended:
+            self.lost, self.lost_in_transaction = True, self.is_in_transaction()
+        asyncpgs: Any = super()
+        asyncpgs._cleanup()  # noqa: SLF001 - not in the stubs
 
     def keep_codecs(self) -> None:
         """Take its codecs as they are for its own."""
@@ -369,6 +405,19 @@ def _remembering(kind: Any) -> Any:
     return type(kind.__name__, (_Remembering, kind), {}) if is_one else kind
 
 
+def read_as_dsn(keywords: dict[str, Any], parameters: Iterable[str]) -> None:
+    """Let asyncpg read what it knows in DSNs only, such as ``sslrootcert``: SQLAlchemy passes it on as a keyword.
+
+    Args:
+        keywords: for ``asyncpg.connect``.
+        parameters: names of those that a URL had.
+    """
+    known = inspect.signature(asyncpg.connect).parameters
+    left = {name: keywords.pop(name) for name in parameters if name in keywords and name not in known}
+    if left:
+        keywords["dsn"] = f"postgresql://?{urlencode(left, doseq=True)}"
+
+
 async def connect_remembering(*arguments: Any, in_all: float, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect as asyncpg does, within so many seconds ``in_all``, however many hosts there are."""
     default: Any = asyncpg.Connection
@@ -402,6 +451,20 @@ async def _ask(connection: Any, sql: str) -> Any:
     if connection.is_in_transaction():  # begun by SQL, and aborted
         await connection.execute("ROLLBACK")
     return await connection.fetchval(sql)
+
+
+async def _ask_over_another(pool: _Pool, sql: str) -> Any:
+    async with pool.acquire() as connection:
+        return await connection.fetchval(sql)
+
+
+def _tell_of_loss(error: Exception) -> bool:
+    """Say what asyncpg means by a connection that cannot be used, where it was lost. Return whether that was said."""
+    told = [each for each in chain(error) if isinstance(each, asyncpg.InterfaceError)]
+    for each in told:
+        vars(each)["sqlstate"] = "08003"  # what asyncpg raises where a statement is under way
+        each.add_note("the connection ended between two statements: by the server, or on the way to it")
+    return bool(told)
 
 
 async def _connect(timeout: float, *arguments: Any, **keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":

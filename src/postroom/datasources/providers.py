@@ -4,7 +4,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Unpack
+from typing import Any, Final, Generic, Unpack
 
 from typing_extensions import TypeVar
 
@@ -69,12 +69,32 @@ class Provider(Generic[C, R]):
                 raises, opening fails.
 
         Raises:
-            ConfigurationError: ``function`` is asynchronous.
+            ConfigurationError: ``function`` is asynchronous; at opening: it makes a session or a connection of
+                SQLAlchemy.
         """
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            text = "map() takes a plain function of the resource; what has to be awaited or closed is a provider's work"
-            raise ConfigurationError(f"{text}: write one around this provider")
+            raise ConfigurationError(_NOT_PLAIN)
         return _Mapping(self, function).provider()
+
+
+_NOT_PLAIN: Final = (
+    "map() takes a plain function of the resource; what has to be awaited or closed is a provider's work: write one "
+    "around this provider"
+)
+
+
+_OF_ONE_USER: Final = frozenset({"AsyncSession", "Session", "AsyncConnection", "Connection"})
+"""Of SQLAlchemy: one for all handlers of a tenant would mix their transactions."""
+
+
+def _refuse_session(mapped: object) -> None:
+    for kind in type(mapped).__mro__:
+        if kind.__module__.startswith("sqlalchemy.") and kind.__name__ in _OF_ONE_USER:
+            text = f"map() made one {kind.__name__}, and all handlers of a tenant would share its transaction"
+            remedy = (
+                "write map(async_sessionmaker), or map(sessionmaker), and let each handler open a session of its own"
+            )
+            raise ConfigurationError(f"{text}: {remedy}")
 
 
 class _Mapping(Generic[C, R, M]):
@@ -103,6 +123,10 @@ class _Mapping(Generic[C, R, M]):
     async def _enter(self, context: C) -> AsyncGenerator[M]:
         async with self._inner(context) as resource:
             mapped = self._function(resource)
+            if inspect.iscoroutine(mapped):  # of a lambda around an async function
+                mapped.close()
+                raise ConfigurationError(_NOT_PLAIN)
+            _refuse_session(mapped)
             self._made_of.setdefault(id(mapped), []).append(resource)
             try:
                 yield mapped

@@ -19,6 +19,7 @@ from weakref import WeakSet
 from postroom.checking import check_optional
 from postroom.datasources._attempts import Attempts, refused, spent
 from postroom.datasources._canary import CANARY, is_torn, require_names, unreadable, verify
+from postroom.datasources._lookups import lookups_of
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._reset import DEALLOCATE, RESET, forget_attributes, remember_attributes
@@ -81,7 +82,10 @@ class _Connections:
         self._timeout = connect_timeout
         self._place = place_of(source, options)
         self.server = Server(connect_timeout, self._place)
-        self._attempts: Attempts[Connection] = Attempts(connect_timeout, psycopg.AsyncConnection.close, self._place)
+        lookups = lookups_of({**conninfo_to_dict(source.dsn), **options})
+        self._attempts: Attempts[Connection] = Attempts(
+            connect_timeout, psycopg.AsyncConnection.close, self._place, lookups
+        )
         # Weak: connections that the user's code dropped must not be kept open by this list.
         self._live: WeakSet[Connection] = WeakSet()
         self._ready: list[Connection] = []

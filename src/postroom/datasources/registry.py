@@ -69,7 +69,8 @@ class Registry(Generic[C]):
     """The tenants that exist, as a function from context to data source.
 
     The mapping is read at every call and not copied: what you add to it exists from then on. A
-    context that it does not contain raises ``UnknownTenant``.
+    context that it does not contain raises ``UnknownTenant``; one of a type that no key of a dict
+    has is a ``ConfigurationError``, and no unknown tenant.
 
     Args:
         sources: context to DSN or ``DataSource``.
@@ -85,7 +86,18 @@ class Registry(Generic[C]):
         try:
             return self._sources[context]
         except KeyError:
+            self._check_kind(context)
             raise _unknown(context) from None
+
+    def _check_kind(self, context: object) -> None:
+        """Refuse a context that can equal no key: the registry is for others, and each tenant would be unknown."""
+        # Of another mapping it is not known whether it can be listed. Mostly the first key tells.
+        keys: list[object] = list(self._sources) if isinstance(self._sources, dict) else []
+        if not keys or any(isinstance(key, type(context)) or isinstance(context, type(key)) for key in keys):
+            return
+        kind, other = (f"{type(each).__module__}.{type(each).__qualname__}" for each in (context, keys[0]))
+        text = f"no key of the registry can be '{display_key(context)}', a {kind}: its keys are of type {other}"
+        raise ConfigurationError(f"{text}; write Registry with contexts as keys, or a function of the context")
 
     def __repr__(self) -> str:
         return f"Registry(<{len(self._sources)} tenants>)"

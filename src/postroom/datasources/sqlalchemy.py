@@ -11,10 +11,12 @@ from typing import Any, Final
 
 from postroom.datasources._attempts import Attempts
 from postroom.datasources._canary import CANARY, require_names, verify
+from postroom.datasources._lookups import lookups_of
+from postroom.datasources._lost import took_too_long
 from postroom.datasources._passwords import connected
 from postroom.datasources._places import place_of, places
 from postroom.datasources._read_only import is_refused_write, judge
-from postroom.datasources._reset import LostCodecs
+from postroom.datasources._reset import LostCodecs, prepare_again
 from postroom.datasources._server import Server
 from postroom.datasources._waiting import Waiting, make_do, tell_of_held
 from postroom.datasources.providers import Provider
@@ -29,6 +31,7 @@ from postroom.datasources.registry import (
 )
 from postroom.display import display_key
 from postroom.options import check_count
+from postroom.resources.failures import of_message
 from postroom.types import C
 
 try:
@@ -43,11 +46,17 @@ except ModuleNotFoundError as _error:  # pragma: no cover - the test environment
         "SQLAlchemy is missing: pip install 'postroom[sqlalchemy]'", name="sqlalchemy"
     ) from _error
 
+_SQLALCHEMYS: Final = frozenset({"async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func"})
+"""Parameters of a URL that SQLAlchemy takes for its own."""
 REFUSED: Final = "postroom refused"
 """Where a connection keeps a write that was refused."""
 _FRESH: Final = "_postroom_fresh"
 """Where SQLAlchemy's record of a connection keeps what was noted there before the first use."""
-OWN: Final = {"url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size"}
+OWN: Final = {
+    "url": "", "pool": "", "poolclass": "", "pool_size": "max_size", "max_overflow": "max_size",
+    # These make connections past the registry and the canary.
+    "creator": "", "async_creator": "",
+}  # fmt: skip
 
 
 def sqlalchemy_engine(
@@ -81,7 +90,9 @@ def sqlalchemy_engine(
         reset: forget roles, settings, locks, LISTEN and temporary tables when a connection is
             returned: one more round trip. It may take ``connect_timeout``; then the connection is
             ended.
-        options: further keywords for ``create_async_engine``, such as ``isolation_level``.
+        options: further keywords for ``create_async_engine``, such as ``isolation_level``. A function
+            that makes connections is ``{"connect_args": {"async_creator_fn": function}}``: the
+            canary looks at them, too.
 
     Raises:
         UnknownTenant: at opening: the registry does not know the context.
@@ -212,7 +223,8 @@ class _Watch:
         self._source = source
         self._who = who
         self._timeout = connect_timeout
-        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source))
+        lookups = lookups_of(engine.url.query)
+        self._attempts: Attempts[Any] = Attempts(connect_timeout, _end, place_of(source), lookups)
         self._uses = uses
         self._codecs = codecs
         sync = engine.sync_engine
@@ -224,6 +236,8 @@ class _Watch:
         event.listen(sync, "checkin", self._checkin)
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
+        if postgresql:
+            event.listen(sync, "handle_error", judge_at_once)
         if reset and postgresql:
             self._driver = _driver(sync.dialect.driver)
             # At its first use: listeners of "connect" have done what they do by then.
@@ -236,7 +250,7 @@ class _Watch:
         if (create := keywords.get("async_creator_fn") or _creator(dialect, self._timeout)) is None:
             return
         if dialect.driver == "asyncpg":
-            _as_asyncpg_takes_it(keywords)
+            _driver("asyncpg").read_as_dsn(keywords, self._engine.url.query.keys() - _SQLALCHEMYS)
 
         async def connect(*arguments: Any, **keywords: Any) -> Any:
             async def once(password: dict[str, Any]) -> Any:
@@ -334,13 +348,13 @@ def note_refusal(problem: Any) -> None:
         problem.connection.info[REFUSED] = problem.original_exception
 
 
-def _as_asyncpg_takes_it(keywords: dict[str, Any]) -> None:
-    """Rename parameters of a DSN that libpq and asyncpg's own DSNs have, and SQLAlchemy passes on as they are."""
-    if "sslmode" in keywords:
-        keywords.setdefault("ssl", keywords.pop("sslmode"))
-    if "application_name" in keywords:
-        name = keywords.pop("application_name")
-        keywords["server_settings"] = {"application_name": name, **keywords.get("server_settings", {})}
+def judge_at_once(problem: Any) -> None:
+    """Rule that what a transaction's own length has ended is a failure, and forget a plan that was refused."""
+    error = problem.original_exception
+    if took_too_long(error) and problem.sqlalchemy_exception is not None:
+        of_message(problem.sqlalchemy_exception)
+    if problem.connection is not None and not problem.is_disconnect:
+        prepare_again(error, problem.connection.connection.driver_connection)
 
 
 def _creator(dialect: Any, timeout: float) -> Callable[..., Awaitable[Any]] | None:

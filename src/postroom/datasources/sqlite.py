@@ -73,9 +73,13 @@ class SqliteDatabase:
         """Open a file. The options are those of ``sqlite_database``. Close it with ``aclose``.
 
         Raises:
+            ConfigurationError: the path is ``:memory:`` or a URI.
             UnknownTenant: the file does not exist in its directory, and ``create`` is False.
             sqlite3.Error: SQLite cannot open it, or ``schema`` fails.
         """
+        if str(path) == ":memory:" or str(path).startswith("file:"):
+            text = "a SqliteDatabase is a file of one tenant, also in tests, and no database in memory or URI"
+            raise ConfigurationError(f'{text}: write tenant_file(directory, tenant_id); got "{path}"')
         self = cls(Path(path))
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connect = partial(
@@ -107,6 +111,7 @@ class SqliteDatabase:
         Raises:
             ClosedError: the database was closed before or, after ``aclose``'s timeout, while the
                 unit ran. It was rolled back.
+            ConfigurationError: ``work`` is an async function or a generator function. Nothing was done.
             FileNotFoundError: the file is gone: an outage, and no failure of the message. Another
                 file in its place is opened before the unit begins.
             PostroomError: the caller is inside of ``transaction_for`` of this database, which holds

@@ -232,6 +232,73 @@ async def test_a_connection_that_ends_is_an_outage(driver: Driver, tenant: Tenan
     assert is_outage(raised.value)
 
 
+@pytest.mark.parametrize("then", ["a statement", "the end of a transaction", "a statement in a transaction"])
+async def test_a_connection_that_ends_between_two_statements_is_an_outage(tenant: TenantDatabase, then: str) -> None:
+    """As at a failover while a handler waits for something else. asyncpg says: "released back to the pool"."""
+    ended = asyncio.Event()
+
+    async def end(connection: Any) -> None:
+        connection.add_termination_listener(lambda _: ended.set())
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        tenant.server.execute(f"SELECT pg_terminate_backend({pid})")
+        await ended.wait()
+        if then != "the end of a transaction":
+            await connection.fetchval("SELECT 1")
+
+    async def use(pool: Any) -> None:
+        async with pool.acquire() as connection:
+            if then == "a statement":
+                await end(connection)
+            async with connection.transaction():
+                await end(connection)
+
+    async with asyncpg_pool(Registry({"a": tenant.dsn}), max_size=1)("a") as pool:
+        with pytest.raises(asyncpg.InterfaceError) as raised:
+            await use(pool)
+        assert is_outage(raised.value)
+        assert is_suspect(raised.value)
+        assert "ended between two statements" in "".join(raised.value.__notes__)
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_transaction_that_was_open_for_too_long_is_a_failure(tenant: TenantDatabase) -> None:
+    """The server ends its connection, and would do so at each try of the message: every driver at once."""
+    if not int(tenant.server.execute("SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'")):
+        pytest.skip("PostgreSQL has it since version 17")
+    tenant.server.execute(f"ALTER DATABASE \"{tenant.name}\" SET transaction_timeout = '1s'")
+
+    async def use(driver: Driver) -> BaseException:
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+            with pytest.raises(RAISED) as raised:
+                async with driver.connect(resource) as connection:
+                    await connection.value("SELECT pg_sleep(60)")
+            async with driver.connect(resource) as connection:
+                assert await connection.value("SELECT 1") == 1
+        return raised.value
+
+    for error in await asyncio.gather(*(use(driver) for driver in [*DRIVERS, *IN_THREADS])):
+        assert not is_outage(error), error
+        assert not is_suspect(error), error
+
+
+async def test_a_transaction_that_was_idle_for_too_long_is_a_failure_over_asyncpg(tenant: TenantDatabase) -> None:
+    """The server says why it ends the connection, and asyncpg does not listen then: it is asked over another one."""
+    tenant.server.execute(f"ALTER DATABASE \"{tenant.name}\" SET idle_in_transaction_session_timeout = '10min'")
+    ended = asyncio.Event()
+
+    async def use(pool: Any) -> None:
+        async with pool.acquire() as connection, connection.transaction():
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.execute("SET idle_in_transaction_session_timeout = 1")
+            await ended.wait()
+
+    async with asyncpg_pool(Registry({"a": tenant.dsn}), max_size=1)("a") as pool:
+        with pytest.raises(asyncpg.InterfaceError) as raised:
+            await use(pool)
+        assert not is_outage(raised.value)
+        assert not is_suspect(raised.value)
+
+
 async def test_a_connection_that_its_user_closed_is_a_failure(driver: Driver, tenant: TenantDatabase) -> None:
     """It would fail at each try, and the resources are well."""
 
@@ -312,3 +379,5 @@ async def test_a_handler_that_waits_for_its_own_connection_has_failed(driver: Dr
         with pytest.raises((TimeoutError, psycopg_pool.PoolTimeout, sqlalchemy.exc.TimeoutError)) as raised:
             await asyncio.wait_for(two(resource), 10)
     assert not is_outage(raised.value)
+    if "SQLAlchemy" not in driver.name:  # which has words of its own
+        assert "a handler must give its connection back" in str(raised.value)

@@ -14,6 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 from sqlalchemy import event, text
+from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.pool import Pool
 
 from postroom.datasources import (
@@ -427,6 +428,32 @@ async def test_a_connection_that_died_keeps_no_other_from_its_user(driver: Drive
     finally:
         for backend in frozen:
             os.kill(backend, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, *IN_THREADS], ids=lambda driver: driver.name)
+async def test_a_statement_that_was_prepared_before_a_migration_fails_once(
+    driver: Driver, tenant: TenantDatabase
+) -> None:
+    """By itself psycopg prepares again after a rollback only, and in autocommit there is none."""
+    options: dict[str, Any] = {} if driver.name == "asyncpg" else {"autocommit": True}
+    if "SQLAlchemy" in driver.name:
+        options = {"isolation_level": "AUTOCOMMIT"}
+    tenant.server.execute("CREATE TABLE orders (id int)", database=tenant.name)
+    provider = driver.provide(
+        Registry({"a": tenant.dsn.replace("postgresql", driver.scheme, 1)}), max_size=1, options=options
+    )
+
+    async def use(resource: Any) -> None:
+        async with driver.connect(resource) as connection:
+            await driver.run(connection, "SELECT * FROM orders")
+
+    async with provider("a") as resource:
+        for _ in range(7):  # psycopg prepares what comes for the sixth time
+            await use(resource)
+        tenant.server.execute("ALTER TABLE orders ADD COLUMN amount int", database=tenant.name)
+        with suppress(psycopg.errors.FeatureNotSupported, NotSupportedError):
+            await use(resource)
+        await use(resource)
 
 
 async def test_a_connection_of_the_users_own_function_is_reset(tenant: TenantDatabase) -> None:

@@ -150,9 +150,24 @@ class TestOpening:
         self, driver: Driver, tenant: TenantDatabase
     ) -> None:
         """Those that libpq's URLs usually have: a registry serves several drivers."""
-        source = DataSource(f"{tenant.dsn}?sslmode=disable&application_name=shop")
+        parameters = "sslmode=disable&sslrootcert=/certs/rds.pem&application_name=shop&options=-csearch_path%3Dours"
+        source = DataSource(f"{tenant.dsn}?{parameters}")
         async with driver.provider(source)("a") as resource, driver.connect(resource) as connection:
             assert await connection.value("SELECT current_setting('application_name')") == "shop"
+            assert await connection.value("SHOW search_path") == "ours"
+
+    async def test_a_database_without_an_encoding_is_no_other_one(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """From such a one psycopg returns bytes: the name of the database, too."""
+        if driver.name == "SQLAlchemy psycopg":
+            pytest.skip("SQLAlchemy cannot read the server's version then")
+        name = f"ascii{secrets.token_hex(4)}"
+        tenant.server.execute(
+            f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        source = DataSource(tenant.server.dsn(name))
+        async with driver.provider(source)("a") as resource, driver.connect(resource) as connection:
+            assert await connection.value("SELECT 1") == 1
+        tenant.server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def test_what_a_password_function_says_is_in_no_line_of_ours(
         self, driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture

@@ -194,6 +194,38 @@ async def test_rows_of_their_own(driver: Driver, dsn: str, tenant: TenantDatabas
     assert tenant.server.execute("SELECT count(*) FROM postroom_inbox", database=tenant.name) == "18"
 
 
+@pytest.mark.parametrize("user", ["a superuser", "the owner", "another user"])
+async def test_a_user_to_whom_row_level_security_does_not_apply_is_told_of(
+    driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture, user: str
+) -> None:
+    """It sees the rows of all tenants, without a word of PostgreSQL."""
+    role = f"app{secrets.token_hex(4)}"
+    tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+    tenant.server.execute(
+        f"GRANT CREATE ON SCHEMA public TO {role}; CREATE TABLE orders (tenant text); "
+        "ALTER TABLE orders ENABLE ROW LEVEL SECURITY",
+        database=tenant.name,
+    )
+    if user == "the owner":
+        tenant.server.execute(f"ALTER TABLE orders OWNER TO {role}", database=tenant.name)
+    dsn = tenant.dsn
+    if user != "a superuser":
+        dsn = dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p")
+    provider = driver.provide(dsn, lambda name: Scope(settings={"app.tenant": name}))
+    for name in ("a", "b"):
+        async with provider(name):
+            pass
+    said = {
+        "a superuser": ["its user postroom is a superuser or has BYPASSRLS"],
+        "the owner": [f"its user {role} owns orders"],
+        "another user": [],
+    }
+    lines = [line for line in caplog.messages if "row-level security does not apply" in line]
+    assert [line.partition("apply: ")[2].partition(".")[0] for line in lines] == said[user]
+    assert all(line.startswith("Tenant a: ") for line in lines)
+    tenant.server.execute(f"DROP OWNED BY {role} CASCADE", database=tenant.name)
+
+
 async def test_outside_of_a_transaction_nothing_of_a_tenant_is_seen(dsn: str) -> None:
     """A forgotten transaction finds no rows; it does not find another tenant's."""
     async with _asyncpg(dsn, lambda name: Scope(settings={"app.tenant": name}))("a") as db:

@@ -68,6 +68,10 @@ def test_what_a_driver_raises_says_where_the_connection_leads() -> None:
     assert "connecting to" not in raised(told)
     assert "connecting to" not in raised(told, "db-1.internal/acme")
     assert "connecting to" not in raised(ClosedError("the resources of this tenant were closed"))
+    missing = "a file that the DSN names, such as sslrootcert=, is not there"
+    assert raised(FileNotFoundError(2, "No such file or directory")).endswith(missing)
+    assert missing not in raised(FileNotFoundError(2, "No such file or directory"), "/run/postgresql/acme")
+    assert missing not in raised(FileNotFoundError(2, "No such file or directory", "/certs/rds.pem"))
 
 
 @pytest.mark.parametrize("stage", ["connect", "greet"])

@@ -12,6 +12,7 @@ from postroom.datasources._passwords import connected
 from postroom.datasources.credentials import CachedPassword, Freshness
 from postroom.datasources.registry import DataSource
 from postroom.errors import ConfigurationError
+from postroom.redaction import describe
 from postroom.testing.loop import run_virtual
 
 DSN = "postgresql://app@db/a"
@@ -254,6 +255,18 @@ def test_a_wrong_password_is_refused_after_one_try() -> None:
         with pytest.raises(Refused):
             await connected(DataSource(DSN, password=lambda: "wrong"), server.connect)
         assert server.tries == ["wrong"]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("password", ["right\n", "right\r\n", "wrong"])
+def test_a_line_break_at_the_end_of_a_refused_password_is_told(password: str) -> None:
+    """A file of a secret ends with one, and the log does not show the password."""
+
+    async def main() -> None:
+        with pytest.raises(Refused) as refused:
+            await connected(DataSource(DSN, password=lambda: password), Server("right").connect)
+        assert ("ends with a line break" in describe(refused.value)) == (password != "wrong")
 
     run_virtual(main())
 

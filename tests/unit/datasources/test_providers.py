@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 import postroom.datasources
 from postroom.datasources import Provider
@@ -119,6 +121,27 @@ def test_an_asynchronous_function_is_refused(function: Any) -> None:
         PLAIN.map(function)
 
 
+async def test_an_asynchronous_function_behind_a_plain_one_is_refused_at_opening() -> None:
+    """Handlers would get a coroutine, and only the first of them could await it."""
+    with pytest.raises(ConfigurationError, match="write one around this provider"):
+        async with PLAIN.map(lambda resource: _later(resource=resource))("a"):
+            pass
+
+
+class _Own(AsyncSession):
+    """A session of the user's."""
+
+
+@pytest.mark.parametrize("function", [lambda _: AsyncSession(), lambda _: _Own(), lambda _: Session()])
+async def test_a_session_for_all_handlers_is_refused_at_opening(function: Any) -> None:
+    """One handler would commit what another has failed in."""
+    with pytest.raises(
+        ConfigurationError, match=r"made one (Async)?Session, and all .*: write map\(async_sessionmaker\)"
+    ):
+        async with PLAIN.map(function)("a"):
+            pass
+
+
 async def test_a_mapped_provider_makes_a_pool_that_counts_its_weight() -> None:
     """As if it were not mapped."""
     async with PLAIN.map(Unhashable).pool() as pool, pool.lease("a"):
@@ -145,9 +168,10 @@ class TestWaiting:
             run_virtual(main())
         assert len(caplog.messages) == 2
         assert caplog.messages[0].startswith(
-            "Tenant acme:eu: all 4 connections are in use, and 5 callers have waited for one, the first for 3 s; each "
-            "fails after 10 s."
+            "Tenant acme:eu: all 4 connections are in use, with 5 callers waiting for one, the first for 3 s; each "
+            "fails after 10 s. A handler must give its connection back"
         )
+        assert "with 1 caller waiting" in caplog.messages[1]
 
     async def test_who_has_waited_is_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each use of a connection waits, if only for a moment."""

@@ -2,6 +2,8 @@
 
 import asyncio
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import psycopg.conninfo
 import pytest
@@ -37,6 +39,29 @@ def test_an_unknown_context_is_an_unknown_tenant() -> None:
         Registry[Tenant]({})(Tenant("mallory"))
     assert isinstance(unknown.value, LookupError)
     assert classify_open(unknown.value) is OpenFailure.UNKNOWN_TENANT
+
+
+def test_a_context_that_no_key_can_equal_is_a_mistake_and_no_unknown_tenant() -> None:
+    """With ids as keys each message would be a dead letter; so they wait as in an outage."""
+    registry: Registry[Any] = Registry({"acme": DSN})
+    with pytest.raises(
+        ConfigurationError, match=r"can be 'acme', a .*\.Tenant: its keys are of type builtins.str; write"
+    ):
+        registry(Tenant("acme"))
+
+
+class Region(StrEnum):
+    """A text as well."""
+
+    EU = "eu"
+
+
+@pytest.mark.parametrize("context", [Region.EU, "us"])
+def test_a_context_that_may_equal_a_key_is_an_unknown_tenant(context: Any) -> None:
+    """One key of its kind, or of a kind that it is derived from, is enough."""
+    registry: Registry[Any] = Registry({Tenant("acme"): DSN, "other": DSN})
+    with pytest.raises(UnknownTenant):
+        registry(context)
 
 
 def test_a_long_invented_tenant_does_not_fill_the_log() -> None:
@@ -226,6 +251,7 @@ def test_the_canary_sings_for_another_database_or_user() -> None:
     """The error names both sides, is an outage, and hides the DSN."""
     names = expected(DataSource(DSN))
     verify(names, "tenant-a", "app")
+    verify(names, b"tenant-a", b"app")
     for database, user in [("tenant-b", "app"), ("tenant-a", "postgres")]:
         with pytest.raises(WrongDatabase) as wrong:
             verify(names, database, user)

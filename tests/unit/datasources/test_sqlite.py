@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from postroom.datasources import SqliteDatabase, UnknownTenant, sqlite_database, tenant_file
-from postroom.errors import ClosedError
-from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage
+from postroom.errors import ClosedError, ConfigurationError
+from postroom.redaction import describe
+from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage, is_suspect
 from postroom.transactions import MessageKey
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
@@ -48,6 +49,37 @@ async def _ids(database: SqliteDatabase) -> list[str]:
 
 def _insert(connection: sqlite3.Connection, *ids: str) -> int:
     return connection.executemany("INSERT INTO orders VALUES (?)", [(id_,) for id_ in ids]).rowcount
+
+
+async def _insert_later(connection: sqlite3.Connection) -> None:
+    _insert(connection, "later")
+
+
+def _insert_lazily(connection: sqlite3.Connection) -> Iterator[int]:
+    yield _insert(connection, "lazily")
+
+
+@pytest.mark.parametrize(
+    "work", [_insert_later, _insert_lazily, lambda connection: _insert_later(connection=connection)]
+)
+async def test_a_unit_of_which_nothing_would_run_is_refused(database: SqliteDatabase, work: Any) -> None:
+    """Its message would be acknowledged without any work done; so would that of a step."""
+    with pytest.raises(ConfigurationError, match="a plain function that returns data; got one with async or yield"):
+        await database.run(work)
+    async with database.transaction_for(MessageKey("orders", "1")) as tx:
+        with pytest.raises(ConfigurationError, match="a plain function"):
+            await tx.run(work)
+        await tx.execute("INSERT INTO orders VALUES ('own')")
+    assert await _ids(database) == ["own"]
+
+
+@pytest.mark.parametrize("path", [":memory:", "file:orders?mode=memory"])
+async def test_a_database_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """All tenants would share one file of that name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no database in memory or URI: write tenant_file\("):
+        await SqliteDatabase.open(path, create=True)
+    assert os.listdir(tmp_path) == []
 
 
 class Blocker:
@@ -421,6 +453,24 @@ class TestCheck:
         assert all(is_outage(raised.value) and is_of_server(raised.value) for raised in (written, read, begun))
         replace(database.path, "new")
         assert await _ids(database) == ["new"]
+
+    @pytest.mark.parametrize("refused", ["the file", "its directory", "neither"])
+    async def test_a_file_that_may_not_be_written_is_an_outage(
+        self, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        """As after a deployment under another user: SQLite only reads it. What a unit forbids itself is its own."""
+        place = {"the file": database.path, "its directory": database.path.parent}.get(refused)
+        monkeypatch.setattr(os, "access", lambda path, _: path != place)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA query_only = 1")  # as SQLite answers then, too; root may write every file
+            _insert(connection, "1")
+
+        with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database") as raised:
+            await database.run(write)
+        outage = refused != "neither"
+        assert (is_outage(raised.value), is_suspect(raised.value)) == (outage, outage)
+        assert ("this process may not write" in describe(raised.value)) == outage
 
     async def test_a_new_file_that_cannot_be_opened_is_an_outage(self, database: SqliteDatabase) -> None:
         """It may be on its way, as a copy is."""
