@@ -34,8 +34,10 @@ _OF_STATEMENTS: Final = ("08P01", "28")
 as too few parameters for it."""
 
 _UNREACHABLE: Final = frozenset({"ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT"})
-_MYSQL_OUTAGES: Final = frozenset({1040, 1053, 1203, 1290, 2002, 2003, 2006, 2013})
-"""Error numbers of MySQL's drivers: too many connections, shutdown, read-only, unreachable, connection lost."""
+_MYSQL_READ_ONLY: Final = frozenset({1290, 1836})
+_MYSQL_OUTAGES: Final = frozenset({1040, 1053, 1203, 1226, *_MYSQL_READ_ONLY, 2002, 2003, 2006, 2013})
+"""Error numbers of MySQL's drivers: too many connections, shutdown, read-only, unreachable, connection lost. The
+SQLSTATEs that newer drivers add do not tell these from a statement's own: HY000, 42000."""
 _SQLITE_OUTAGES: Final = frozenset({5, 10, 13, 14})
 """SQLite's error codes: another program holds the lock (BUSY), the disk fails (IOERR), it is full, the file cannot be
 opened (CANTOPEN)."""
@@ -150,7 +152,7 @@ def _is_outage(error: BaseException) -> bool:
         return ruling
     state = _own_sqlstate(error)
     if state is not None:
-        return _tells_of_server(error, state, OUTAGE_STATES)
+        return _tells_of_server(error, state, OUTAGE_STATES) or _mysql_number(error) in _MYSQL_OUTAGES
     if isinstance(error, ResourceOpenError):
         return not error.permanent
     if isinstance(error, ConnectionError | PoolExhaustedError) or _is_unreachable(error):
@@ -176,9 +178,13 @@ def _is_drivers_outage(error: BaseException) -> bool:
         return True
     if _lost_its_protocol(error) or ("asyncpg.InterfaceError" in names and _follows_an_outage(error)):
         return True
-    number = error.args[0] if error.args else None
-    mysql = names & {"pymysql.OperationalError", "MySQLdb.OperationalError", "asyncmy.OperationalError"}
-    return bool(mysql) and number in _MYSQL_OUTAGES
+    return _mysql_number(error) in _MYSQL_OUTAGES
+
+
+def _mysql_number(error: BaseException) -> object:
+    """Return the number of an error of MySQL's drivers, else None."""
+    ours = _names(error) & {"pymysql.OperationalError", "MySQLdb.OperationalError", "asyncmy.OperationalError"}
+    return error.args[0] if ours and error.args else None
 
 
 def _names(error: BaseException) -> set[str]:
@@ -202,6 +208,8 @@ def _follows_an_outage(error: BaseException) -> bool:
 def _breaks_trust(error: BaseException) -> bool:
     if _ruling(error) is False:
         return False
+    if _mysql_number(error) in _MYSQL_READ_ONLY:
+        return True
     state = _own_sqlstate(error)
     if state is not None:
         return _tells_of_server(error, state, SUSPECT_STATES)
