@@ -308,8 +308,11 @@ class ResourcePool(Generic[C, R]):
 
         Raises:
             ClosedError, NotOpenError: the pool was closed, or not opened yet.
+            ConfigurationError: this is another event loop, or a thread without one.
             ResourceError: ``key=`` failed, or the key cannot be hashed.
         """
+        if self._running is not None and self._running.loop is not asyncio._get_running_loop():  # noqa: SLF001
+            raise ConfigurationError(f"{self._name} was opened on another event loop: a pool belongs to one")
         held = self.try_hold(context)
         return None if held is None else held.lease()
 

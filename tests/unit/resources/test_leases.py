@@ -485,3 +485,24 @@ def test_none_may_be_a_resource() -> None:
             assert nothing is None
 
     run_virtual(main())
+
+
+async def test_an_open_resource_is_leased_to_no_other_thread() -> None:
+    """A plain handler runs in one: counts of leases would go wrong, and a resource has its own event loop."""
+
+    @asynccontextmanager
+    async def provide(context: str) -> AsyncGenerator[str]:
+        yield context
+
+    async with ResourcePool(provide, weight=1) as pool:
+        async with pool.lease("a"):
+            pass
+
+        def lease() -> None:
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                pool.try_lease("a")
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                asyncio.run(pool.acquire("a"))
+
+        await asyncio.to_thread(lease)
+        assert pool.statistics().leased == 0
