@@ -196,6 +196,8 @@ class Sender(Generic[C]):
         check_attributes(made, keep=keep)
         if self._transform is None:
             check_size(made, MAX_BYTES)
+        else:
+            keep += 1  # it may add one, as that of a claim check does
         return made if self._trace is None else add_trace(made, self._trace, keep=keep)
 
     async def send(

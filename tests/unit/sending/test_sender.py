@@ -464,6 +464,22 @@ def test_a_trace_goes_along_as_far_as_there_is_room() -> None:
     assert len(names) == 9
 
 
+async def test_a_trace_keeps_no_message_back_that_a_transform_moves_elsewhere() -> None:
+    """The pointer of a claim check needs an attribute, and a body that is stored has room for the trace."""
+
+    async def stored(message: OutgoingMessage) -> OutgoingMessage:
+        pointer = {**message.message_attributes, "size": MessageAttribute("Number", "1")}
+        return msgspec.structs.replace(message, body="pointer", message_attributes=pointer)
+
+    async with LocalBroker() as broker, MemoryClient(broker) as client:
+        broker.create_queue("q")
+        sender = Sender("q", trace=_trace, transform=stored, client=client)
+        async with sender:
+            await sender.send("x" * 2_000_000, attributes={f"a{n}": "1" for n in range(8)})
+            [message] = await (await client.queue("q")).receive(limit=1, wait=0, visibility=30)
+    assert set(message.message_attributes) == {*(f"a{n}" for n in range(8)), "size", "traceparent"}
+
+
 def test_a_trace_that_cannot_be_written_keeps_no_message_back(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged."""
 
