@@ -188,6 +188,18 @@ async def test_missing_credentials_say_what_to_set(monkeypatch: pytest.MonkeyPat
     assert type(caught.value.__cause__).__name__ == "NoCredentialsError"
 
 
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"])
+async def test_a_line_break_in_a_credential_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, variable: str
+) -> None:
+    """So ends a secret that was made of a file. The network has nothing to do with it, and waiting does not help."""
+    monkeypatch.setenv(variable, "test\n")
+    async with sqs.client(session=AioSession()) as client:
+        with pytest.raises(AccessDenied, match="a line break in them") as caught:
+            await client.queue("orders")
+    assert not caught.value.retryable
+
+
 async def test_expired_credentials_say_what_to_do(sqs: FakeSqs) -> None:
     """The text tells how to find out who one is and how to log in again."""
     sqs.scripts["GetQueueUrl"] = says(error("ExpiredTokenException", status=403))

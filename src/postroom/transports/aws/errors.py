@@ -115,6 +115,13 @@ _NO_FILE: Final = _Meaning(
 )
 """Such as the token of a service account, which is mounted into a container."""
 
+_NO_HEADER: Final = _Meaning(
+    AccessDenied,
+    "credentials have a line break in them, often the last character of a secret that was made of a file: set "
+    "AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN without it",
+)
+"""Nothing else that users write goes into the headers of a request."""
+
 # Class name of an exception of botocore -> what it means here, and what to do next.
 _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "NoRegionError": _Meaning(AccessDenied, _SET_REGION),
@@ -206,6 +213,8 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         return _make(_NO_FILE, f"{where}: {error}; {_NO_FILE.advice}", operation=operation, code=type(error).__name__)
     for cls in type(error).__mro__:
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
+            if "header injection" in str(error):  # of aiohttp
+                meaning = _NO_HEADER
             text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
