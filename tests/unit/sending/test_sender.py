@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_field, field_serializer
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -57,6 +57,20 @@ class Basket(BaseModel):
     """A pydantic model of models."""
 
     items: list[Item]
+
+
+class Strict(BaseModel):
+    """A model that takes no further fields, and has one that is computed and one with JSON in it."""
+
+    model_config = ConfigDict(extra="forbid")
+    count: int
+    more: Json[dict[str, int]]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        """Something that is no input."""
+        return 2 * self.count
 
 
 @dataclass
@@ -152,6 +166,7 @@ ITEM = Item(sku_code="a", price=Decimal("9.90"))
         (Holder(ITEM), Holder),
         ([ITEM], list[Item]),
         ({"a": ITEM}, dict[str, Item]),
+        (Strict.model_validate({"count": 1, "more": '{"a": 1}'}), Strict),
         (Checked(3), Checked),
         (Line("a"), Line),
         ([Line("a"), Line("b", float("inf"))], list[Line]),
@@ -188,6 +203,14 @@ def test_camel_case_is_written_as_it_is_read() -> None:
     body = encoder_for(Nested, rename="camel")(Nested([Order("1")]))
     assert body == '{"bigOrders":[{"orderId":"1","seconds":0.0}]}'
     assert decoder_for(Nested, rename="camel")(Message(id="1", body=body)) == Nested([Order("1")])
+
+
+@pytest.mark.parametrize("name", ["order_id", "from_", "_id", "line_2b", "user_ID", "order__id"])
+def test_each_name_in_camel_case_is_written_as_it_is_read(name: str) -> None:
+    """Also one that camel case may spell in several ways."""
+    kind = make_dataclass("Odd", [(name, int)])
+    body = encoder_for(kind, rename="camel")(kind(1))
+    assert decoder_for(kind, rename="camel")(Message(id="1", body=body)) == kind(1)
 
 
 @pytest.mark.parametrize("payload", [object(), {"a": object()}, b"\xff secret", {("secret",): 1}])
