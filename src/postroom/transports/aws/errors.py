@@ -7,6 +7,7 @@ Error codes: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReferen
 each action.
 """
 
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,10 +118,16 @@ _NO_FILE: Final = _Meaning(
 
 _NO_HEADER: Final = _Meaning(
     AccessDenied,
-    "credentials have a line break in them, often the last character of a secret that was made of a file: set "
-    "AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN without it",
+    "credentials or the region have a line break in them, often the last character of a secret that was made of a "
+    "file: set AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN and AWS_REGION without it",
 )
 """Nothing else that users write goes into the headers of a request."""
+
+_NO_CERTIFICATES: Final = _Meaning(
+    ServiceUnavailable,
+    "the file with certificates cannot be used: check AwsClient(verify=...), AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE",
+)
+_PROXY: Final = _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY")
 
 # Class name of an exception of botocore -> what it means here, and what to do next.
 _BY_CLASS: Final[Mapping[str, _Meaning]] = {
@@ -145,7 +152,7 @@ _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "ValidationError": _Meaning(InvalidRequest, _REFUSED),
     "ParamValidationError": _Meaning(InvalidRequest, _REFUSED),
     "SSLError": _Meaning(ServiceUnavailable, "check the certificate, AWS_CA_BUNDLE and the endpoint URL"),
-    "ProxyConnectionError": _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY"),
+    "ProxyConnectionError": _PROXY,
     "ConnectionError": _Meaning(ServiceUnavailable, _REACH),
     "HTTPClientError": _Meaning(ServiceUnavailable, _REACH),
     "IncompleteReadError": _Meaning(ServiceUnavailable, _REACH),
@@ -213,8 +220,7 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         return _make(_NO_FILE, f"{where}: {error}; {_NO_FILE.advice}", operation=operation, code=type(error).__name__)
     for cls in type(error).__mro__:
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
-            if "header injection" in str(error):  # of aiohttp
-                meaning = _NO_HEADER
+            meaning = _behind(error) or meaning
             text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
@@ -225,6 +231,17 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
     text = f"{where}: unexpected {type(error).__name__}"
     # What it means is not known, so neither is that trying again is in vain.
     return TransportError(text, operation=operation, code=type(error).__name__, retryable=True)
+
+
+def _behind(error: Exception) -> _Meaning | None:
+    """Return what it means that no request could be made, where botocore has no word for that."""
+    inner = getattr(error, "kwargs", {}).get("error") if type(error).__name__ == "HTTPClientError" else None
+    if "header injection" in str(inner):  # of aiohttp
+        return _NO_HEADER
+    # What fails on the way has a class of botocore's own.
+    if isinstance(inner, FileNotFoundError | IsADirectoryError | PermissionError | ssl.SSLError):
+        return _NO_CERTIFICATES
+    return _PROXY if type(inner).__name__ == "InvalidProxiesConfigError" else None
 
 
 def _said(error: Exception, advice: str) -> str:

@@ -1,5 +1,6 @@
 """Opening a botocore client, and finding out whether the hot path may be taken beside it."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
 from postroom.checking import check_endpoint_variables
-from postroom.errors import ConfigurationError
+from postroom.errors import AccessDenied, ConfigurationError
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
 from postroom.transports.aws.connection import Connection
@@ -42,6 +43,9 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
                 )
             )
             credentials = await session.get_credentials()
+        except json.JSONDecodeError as error:
+            text = "opening the SQS client: the credential_process of the AWS configuration answers no JSON"
+            raise AccessDenied(text, operation="GetCredentials", code="JSONDecodeError", retryable=True) from error
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
             raise ConfigurationError(f"opening the SQS client: {error}") from error
         except Exception as error:
