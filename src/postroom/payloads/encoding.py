@@ -14,7 +14,7 @@ import msgspec
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 from postroom.payloads.decoding import mentions_pydantic
-from postroom.payloads.problems import type_name
+from postroom.payloads.problems import type_name, unaliased
 from postroom.payloads.renaming import Rename
 
 Encode = Callable[[Any], str]
@@ -60,7 +60,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
         raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
     if rename is not None:
         return lambda payload: to_json(_camelled(payload))
-    if payload_type in (str, bytes, Message) or not mentions_pydantic(payload_type):
+    if unaliased(payload_type) in (str, bytes, Message) or not mentions_pydantic(payload_type):
         return encode_payload
     from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
 
