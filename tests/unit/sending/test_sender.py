@@ -406,6 +406,7 @@ def test_a_tenant_that_is_no_group_is_hashed() -> None:
         (lambda: Sender("q").message("", group="a b"), "1 to 128"),
         (lambda: Sender("q").message("", attributes={f"a{n}": "1" for n in range(11)}), "10 attributes"),
         (lambda: Sender("q.fifo", context=Tenant).message("", context=Tenant("a")), "Sender\\(group=lambda"),
+        (lambda: Sender("q.fifo", group=lambda _: "a").message(""), "context= for the message"),
         (lambda: Sender("q.fifo").message("", group="a", delay=1), "DelaySeconds"),
         (lambda: Sender("q").message(OutgoingMessage(body="x")), "send_messages\\(\\)"),
         (lambda: Sender("q").message(a_message("x")), "pass its .body"),
