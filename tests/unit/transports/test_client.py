@@ -81,6 +81,9 @@ async def test_a_user_configuration_wins_and_is_checked(sqs: FakeSqs) -> None:
     with pytest.raises(ConfigurationError, match="above 20 s"):
         async with sqs.client(config=AioConfig(read_timeout=10)):
             pass
+    with pytest.raises(ConfigurationError, match=r"connect_timeout=...\) takes seconds"):
+        async with sqs.client(config=AioConfig(connect_timeout=None)):
+            pass
 
 
 async def test_botocore_is_set_up_for_long_polls(sqs: FakeSqs) -> None:

@@ -125,7 +125,8 @@ _NO_HEADER: Final = _Meaning(
 
 _NO_CERTIFICATES: Final = _Meaning(
     ServiceUnavailable,
-    "the file with certificates cannot be used: check AwsClient(verify=...), AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE",
+    "the file with certificates cannot be used: check AwsClient(verify=...), AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and "
+    "AioConfig(client_cert=...)",
 )
 _PROXY: Final = _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY")
 

@@ -14,6 +14,7 @@ from aiobotocore.session import AioSession
 
 from postroom.checking import check_endpoint_variables
 from postroom.errors import AccessDenied, ConfigurationError
+from postroom.options import check_seconds
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
 from postroom.transports.aws.connection import Connection
@@ -50,6 +51,7 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
             raise ConfigurationError(f"opening the SQS client: {error}") from error
         except Exception as error:
             raise translate(error, operation="opening the SQS client") from error
+        check_seconds("AioConfig", "connect_timeout", sqs.meta.config.connect_timeout)
         check_read_timeout(sqs.meta.config.read_timeout)
         against = _objections(settings, session, sqs, credentials)
         return Connection(sqs, credentials, stack.pop_all(), objections=against)
