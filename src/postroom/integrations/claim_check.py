@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import msgspec
 
+from postroom.aws_session import new_session
 from postroom.checking import check_endpoint, check_endpoint_variables
 from postroom.errors import (
     AccessDenied,
@@ -399,11 +400,10 @@ class ClaimCheck(Contents):
 
     def _client(self) -> Any:
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-        from aiobotocore.session import AioSession  # noqa: PLC0415
 
         if self._where["endpoint_url"] is None:
             check_endpoint_variables("S3")
-        session: Any = AioSession() if self._session is None else self._session
+        session: Any = new_session() if self._session is None else self._session
         # A server of your own has no host name for each bucket.
         s3 = {"addressing_style": "auto" if self._where["endpoint_url"] is None else "path"}
         config = AioConfig(s3=s3, max_pool_connections=_CONNECTIONS, connect_timeout=self._timeout)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from postroom.aws_session import new_session
 from postroom.checking import check_endpoint, check_endpoint_variables, check_function
 from postroom.consumer import CallNext, MessageContext
 from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
@@ -264,11 +265,10 @@ class TaskTokens:
 
     def _made(self) -> Any:
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-        from aiobotocore.session import AioSession  # noqa: PLC0415
 
         if self._where["endpoint_url"] is None:
             check_endpoint_variables("SFN")
-        session: Any = AioSession() if self._session is None else self._session
+        session: Any = new_session() if self._session is None else self._session
         config = AioConfig(connect_timeout=self._timeout, read_timeout=self._timeout, max_pool_connections=50)
         return session.create_client("stepfunctions", config=config, **self._where)
 

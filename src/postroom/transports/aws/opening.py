@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
+from postroom.aws_session import environment_region
 from postroom.checking import check_endpoint_variables
 from postroom.errors import AccessDenied, ConfigurationError
 from postroom.options import check_seconds
@@ -82,11 +83,7 @@ def session_of(settings: ClientSettings) -> Any:  # an AioSession, which has no 
 
 
 def region_of(settings: ClientSettings, session: Any) -> str | None:
-    """Return the region that is configured; None if none is.
-
-    botocore alone among the SDKs does not know AWS_REGION, which ECS, Lambda and people set. The environment counts
-    before the profile, as it does for all of them.
-    """
+    """Return the region that is configured; None if none is. The environment counts before the profile."""
     try:
         configured = session.get_config_variable("region")  # reads the profile, which may not exist
         own = session.instance_variables().get("region")
@@ -96,8 +93,7 @@ def region_of(settings: ClientSettings, session: Any) -> str | None:
         getattr(settings.config, "region_name", None),
         settings.region,
         own,
-        os.environ.get("AWS_DEFAULT_REGION"),
-        os.environ.get("AWS_REGION"),
+        environment_region(),
         configured,
         *map(region_of_url, _endpoints(settings)),
     )
