@@ -10,7 +10,6 @@ rule only.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -296,7 +295,7 @@ def _sns_attribute(found: _SnsAttribute, message: Message) -> MessageAttribute:
         return MessageAttribute(data_type=found.type, string_value=found.value)
     try:
         return MessageAttribute(data_type="Binary", binary_value=base64.b64decode(found.value, validate=True))
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; that of a text that is not ASCII is plain
         problem = Problem("$.MessageAttributes[...].Value", "not base64")
     raise problems.not_valid("SnsNotification", [problem], message.id)
 

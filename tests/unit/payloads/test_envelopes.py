@@ -130,6 +130,7 @@ def test_envelopes_nest() -> None:
             r"missing required field 'Value'",
         ),
         ({**SNS, "MessageAttributes": {SECRET: {"Type": "Binary", "Value": "?"}}}, ValidationError, "not base64"),
+        ({**SNS, "MessageAttributes": {SECRET: {"Type": "Binary", "Value": "é"}}}, ValidationError, "not base64"),
     ],
     ids=lambda value: str(value)[:30],
 )
