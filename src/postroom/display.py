@@ -82,7 +82,7 @@ def _text_of(value: object) -> str:
         return _text_of(value.value)
     if isinstance(value, str):
         return hide_passwords(value[: 2 * _LONGEST])
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if tuple in type(value).__mro__ and not hasattr(value, "_fields"):
         return ":".join(map(_text_of, cast("tuple[object, ...]", value)))
     if isinstance(value, frozenset):
         return ":".join(sorted(map(_text_of, cast("frozenset[object]", value))))
