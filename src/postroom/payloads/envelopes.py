@@ -48,11 +48,12 @@ class EventBridgeEvent(msgspec.Struct):
 
     id: str
     source: str
-    account: str
     region: str
     time: str
     detail_type: str = msgspec.field(name="detail-type")
     detail: msgspec.Raw
+    account: str | None = None
+    """None of moto alone."""
 
 
 class SesMail(msgspec.Struct, rename="camel"):
@@ -191,7 +192,8 @@ def unwrap_eventbridge(message: Message, /) -> Message:
     event: EventBridgeEvent = opened(message, _event, "an EventBridge event")
     said = {name: getattr(event, name) for name in ("id", "source", "account", "region", "time")}
     said["detail-type"] = event.detail_type
-    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(said))
+    named = {name: value for name, value in said.items() if value is not None}
+    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(named))
 
 
 def unwrap_ses(message: Message, /) -> Message:

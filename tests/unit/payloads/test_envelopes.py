@@ -142,6 +142,14 @@ def test_what_is_no_sns_notification_is_refused(body: object, error: type[Payloa
     assert caught.value.message_id == "m-1"
 
 
+def test_an_event_of_moto_is_unwrapped() -> None:
+    """It names no account."""
+    event = {name: value for name, value in EVENT.items() if name != "account"}
+    inner = unwrap_eventbridge(message(json.dumps(event)))
+    assert inner.body == '{"tenantId": "tenant-a"}'
+    assert set(inner.message_attributes) == {"id", "source", "region", "time", "detail-type"}
+
+
 @pytest.mark.parametrize(
     "body", ["", "5", {**EVENT, "detail-type": 5}, {"detail": SECRET}, SNS], ids=lambda v: str(v)[:20]
 )
