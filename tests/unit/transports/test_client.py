@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import json
 import ssl
 import subprocess
 import sys
 import threading
 import weakref
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -202,6 +204,25 @@ async def test_a_process_for_credentials_that_answers_no_json_is_told(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(AccessDenied, match="credential_process of the AWS configuration answers no JSON") as caught:
         await AwsClient(endpoint_url=sqs.url).__aenter__()
+    assert caught.value.retryable
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_process_for_credentials_that_answers_no_json_later_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path
+) -> None:
+    """When credentials are to be replaced: SQS and its endpoint have nothing to do with it."""
+    soon = (datetime.now(UTC) + timedelta(minutes=2)).isoformat()
+    keys = {"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "s", "SessionToken": "t", "Expiration": soon}
+    (tmp_path / "keys").write_text(json.dumps(keys), encoding="utf-8")
+    process = f"sh -c 'cat {tmp_path}/keys && echo hunter2 > {tmp_path}/keys'"
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {process}\n", encoding="utf-8")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsClient(endpoint_url=sqs.url, max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match="credential_process of the AWS configuration answers no JSON") as caught:
+            await client.queue("orders")
     assert caught.value.retryable
     assert "hunter2" not in str(caught.value)
 

@@ -7,10 +7,13 @@ Error codes: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReferen
 each action.
 """
 
+import json
 import ssl
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from postroom.errors import (
@@ -115,6 +118,11 @@ _NO_FILE: Final = _Meaning(
     retryable=True,
 )
 """Such as the token of a service account, which is mounted into a container."""
+
+_NO_JSON: Final = _Meaning(
+    AccessDenied, f"the credential_process of the AWS configuration answers no JSON; {_LOG_IN}", retryable=True
+)
+"""It may ask for a login, and what it says may be a secret."""
 
 _NO_HEADER: Final = _Meaning(
     AccessDenied,
@@ -236,6 +244,9 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
 
 def _behind(error: Exception) -> _Meaning | None:
     """Return what it means that no request could be made, where botocore has no word for that."""
+    if isinstance(error, json.JSONDecodeError):  # else it is the body of an answer
+        frames = traceback.walk_tb(error.__traceback__)
+        return _NO_JSON if any(_module_of(frame) == "aiobotocore.credentials" for frame, _ in frames) else None
     inner = getattr(error, "kwargs", {}).get("error") if type(error).__name__ == "HTTPClientError" else None
     if "header injection" in str(inner):  # of aiohttp
         return _NO_HEADER
@@ -245,9 +256,13 @@ def _behind(error: Exception) -> _Meaning | None:
     return _PROXY if type(inner).__name__ == "InvalidProxiesConfigError" else None
 
 
+def _module_of(frame: FrameType) -> object:
+    return frame.f_globals.get("__name__")
+
+
 def _said(error: Exception, advice: str) -> str:
     # What is told about a value that does not fit may quote the value: a message body.
-    return "" if advice in {NOT_SQS, _REFUSED} else quote(str(error)).rstrip(".")
+    return "" if advice in {NOT_SQS, _REFUSED, _NO_JSON.advice} else quote(str(error)).rstrip(".")
 
 
 def _make(meaning: _Meaning, text: str, *, operation: str, code: str) -> PostroomError:

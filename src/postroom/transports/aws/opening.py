@@ -14,7 +14,7 @@ from aiobotocore.session import AioSession
 
 from postroom.aws_session import environment_region
 from postroom.checking import check_endpoint_variables
-from postroom.errors import AccessDenied, ConfigurationError
+from postroom.errors import ConfigurationError
 from postroom.options import check_seconds
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
@@ -45,9 +45,8 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
                 )
             )
             credentials = await session.get_credentials()
-        except json.JSONDecodeError as error:
-            text = "opening the SQS client: the credential_process of the AWS configuration answers no JSON"
-            raise AccessDenied(text, operation="GetCredentials", code="JSONDecodeError", retryable=True) from error
+        except json.JSONDecodeError as error:  # of a process that gives credentials
+            raise translate(error, operation="opening the SQS client") from error
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
             raise ConfigurationError(f"opening the SQS client: {error}") from error
         except Exception as error:
