@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from postroom.testing.postgres import PostgresServer
 
+CLIENT = "backend_type = 'client backend'"
+"""What tells a connection from the server's own workers: autovacuum is at work in a database now and then."""
+
 
 @dataclass(frozen=True)
 class TenantDatabase:
@@ -19,7 +22,7 @@ class TenantDatabase:
 
     def backends(self) -> int:
         """Return how many connections the server counts in this database."""
-        sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{self.name}'"
+        sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{self.name}' AND {CLIENT}"
         return int(self.server.execute(sql))
 
     def sessions(self) -> int:

@@ -115,7 +115,8 @@ def _unusable(error: OSError, port: int) -> str:
     own = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
     if isinstance(error, socket.gaierror):
         return f"cannot listen on {error.filename}: the name cannot be resolved ({error.strerror}). {own}"
-    if error.errno == errno.EADDRNOTAVAIL:
+    # Since Python 3.13 asyncio passes such an address over, and its own error of having none has no number.
+    if error.errno in {None, errno.EADDRNOTAVAIL}:
         return f"cannot listen on {error.filename}: it is no address of this machine. {own}"
     return f"cannot listen on port {port}: {error.strerror}. Choose another one with --port, or 0 for a free one."
 

@@ -25,7 +25,7 @@ from postroom.datasources._server import Server
 from postroom.errors import ClosedError, ConfigurationError
 from postroom.resources.failures import OpenFailure, classify_open, is_outage, sqlstate_of
 from support.drivers import DRIVERS, Connection, Driver
-from support.tenant_database import TenantDatabase
+from support.tenant_database import CLIENT, TenantDatabase
 
 pytestmark = pytest.mark.postgres
 BROKEN = (
@@ -293,7 +293,7 @@ class TestLimits:
             async def use() -> None:
                 nonlocal most
                 async with driver.connect(resource) as connection:
-                    sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{tenant.name}'"
+                    sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{tenant.name}' AND {CLIENT}"
                     most = max(most, int(await connection.value(sql)))
 
             await asyncio.gather(*(use() for _ in range(20)))

@@ -19,6 +19,7 @@ from integration.test_processes import Site
 from postroom.datasources import postgres_inbox
 from postroom.local import LocalBroker, LocalServer
 from postroom.testing.postgres import PostgresServer
+from support.tenant_database import CLIENT
 
 MINUTES = float(os.environ.get("POSTROOM_MINUTES", "0"))
 SECONDS = MINUTES * 60 or 8.0
@@ -59,7 +60,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 def _backends(server: PostgresServer, name: str) -> int:
-    return int(server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE datname LIKE '{name}-%'"))
+    return int(server.execute(f"SELECT count(*) FROM pg_stat_activity WHERE datname LIKE '{name}-%' AND {CLIENT}"))
 
 
 def _memory(path: Path) -> tuple[int, int]:

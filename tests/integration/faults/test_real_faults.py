@@ -19,6 +19,7 @@ from postroom.local.shapes import AttributeValue, Send
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.testing.postgres import PostgresServer
 from support.aws import isolate_aws
+from support.tenant_database import CLIENT
 
 TENANTS = ("a", "b", "c", "d")
 
@@ -145,7 +146,7 @@ class Backends:
 
     def __init__(self, server: PostgresServer, prefix: str) -> None:
         self._server = server
-        self._where = f"datname LIKE '{prefix}%'"
+        self._where = f"datname LIKE '{prefix}%' AND {CLIENT}"
         self.most = 0
 
     async def count(self) -> int:

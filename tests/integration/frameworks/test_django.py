@@ -350,11 +350,14 @@ async def test_a_block_within_another_one_leaves_its_transaction_alone(tmp_path:
     error = ValueError("after the work")
 
     def handle(alias: TenantAlias, *, fail: bool, outermost: Callable[[TenantAlias], Any]) -> None:
-        with outermost(alias), transaction.atomic(using=alias):
-            for number in (1, 2, 3):
-                in_the_tenant(alias, f"insert into orders values ({number})")
-            if fail:
-                raise error
+        try:
+            with outermost(alias), transaction.atomic(using=alias):
+                for number in (1, 2, 3):
+                    in_the_tenant(alias, f"insert into orders values ({number})")
+                if fail:
+                    raise error
+        finally:
+            connections[alias].close()  # without a block it would go with its thread
 
     blocks: list[Callable[[TenantAlias], Any]] = [using_tenant, nullcontext]
     for number, outermost in enumerate(blocks):

@@ -248,6 +248,7 @@ async def test_a_connection_is_not_closed_under_a_query(tmp_path: Path) -> None:
         driver.create_function("wait", 0, wait)
         assert ask(first, "select wait()") == 1
         assert ask(second[0], "select 2") == 2
+        connections[second[0]].close()
         return driver
 
     second: list[TenantAlias] = []
