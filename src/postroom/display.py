@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import getpass
 import os
 import pathlib
@@ -18,6 +19,12 @@ _SHOWN_AS_TEXT: Final = (
 )  # fmt: skip
 _LONGEST: Final = 200
 _PASSWORD: Final = re.compile(r"(?<![\w+.-])([\w+.-]{1,40}://[^\s:/?#@]*:)[^\s/?#@]*(?=@)")
+_SECRET: Final = re.compile(
+    r"(?:\w*_)?(?:pass(?:word|wd|phrase)?|pwd|secret|(?:access_|auth_|bearer_|refresh_)?token"
+    r"|(?:api|private|secret|signing|encryption)_?key)",
+    re.IGNORECASE,
+)
+"""The name of a field that is a secret. A context may be a row of a registry, with all that stands there."""
 _NEXT_TRY: Final = re.compile(r"; next try in [0-9.e+-]+ s$")
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -62,8 +69,9 @@ def display_key(context: object) -> str:
     """Return a context or key as one line of text for logs: ``tenant-a:us-east-1``.
 
     The fields of a record or tuple are joined by ``:``. Control and invisible characters are escaped, long texts
-    cut, fields declared with ``repr=False`` left out, objects of unknown types named by their type only. Different
-    keys may look the same here: never use it as a key.
+    cut, fields declared with ``repr=False`` left out, and so are fields that are called as secrets are, and passwords
+    in URLs; objects of unknown types are named by their type only. Different keys may look the same here: never use
+    it as a key.
     """
     text = one_line(_text_of(context))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
@@ -73,23 +81,26 @@ def _text_of(value: object) -> str:
     if isinstance(value, enum.Enum):
         return _text_of(value.value)
     if isinstance(value, str):
-        return value[: 2 * _LONGEST]
-    if isinstance(value, tuple):
+        return hide_passwords(value[: 2 * _LONGEST])
+    if tuple in type(value).__mro__ and not hasattr(value, "_fields"):
         return ":".join(map(_text_of, cast("tuple[object, ...]", value)))
     if isinstance(value, frozenset):
         return ":".join(sorted(map(_text_of, cast("frozenset[object]", value))))
     if isinstance(value, _SHOWN_AS_TEXT):
         return str(value)[: 2 * _LONGEST]
-    names = _shown_names(type(value))
+    names = _shown_names(cast("Any", type(value)))
     return ":".join(_text_of(getattr(value, name)) for name in names) if names else f"<{type(value).__name__}>"
 
 
+@functools.lru_cache(256)
 def _shown_names(kind: type[Any]) -> tuple[str, ...]:
     fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else getattr(kind, "__attrs_attrs__", ())
     if fields:
-        return tuple(field.name for field in fields if field.repr)
-    hidden = {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
-    return tuple(name for name in field_names(kind) if name not in hidden)
+        names = [field.name for field in fields if field.repr]
+    else:
+        hidden = {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
+        names = [name for name in getattr(kind, "_fields", field_names(kind)) if name not in hidden]
+    return tuple(name for name in names if _SECRET.fullmatch(name) is None)
 
 
 def one_line(text: str) -> str:

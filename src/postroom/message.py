@@ -8,11 +8,11 @@ decoded straight into them.
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
-from postroom.errors import MissingAttribute
+from postroom.errors import ConfigurationError, MissingAttribute
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _SHOWN: Final = 20
@@ -181,6 +181,20 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     of the body."""
     trace_header: str | None = None
     """The X-Ray trace header to send along (``AWSTraceHeader``). It takes none of the ten message attributes."""
+
+    def __post_init__(self) -> None:
+        body, attributes = cast("tuple[object, object]", (self.body, self.message_attributes))
+        if not isinstance(body, str):
+            text = "OutgoingMessage(body=...) takes a text, such as JSON; a Sender makes one of any payload"
+            raise ConfigurationError(f"{text}; got {type(body).__name__}")
+        if isinstance(attributes, Mapping):
+            found = list(cast("Mapping[object, object]", attributes).values())
+        else:
+            found = [attributes]
+        for each in found:
+            if not isinstance(each, MessageAttribute):
+                text = 'message_attributes={"tenantId": MessageAttribute(string_value="acme")}'
+                raise ConfigurationError(f"OutgoingMessage(...) takes {text}; got {type(each).__name__}")
 
     def __repr__(self) -> str:
         return f"OutgoingMessage(group_id={self.group_id!r}, body=<{len(self.body)} characters>)"

@@ -88,12 +88,18 @@ _KEY_BLOCK: Final = re.compile(
     r"(?P<head>-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?P<value>(?s:.{1,20480}?))(?=-----END|\Z)"
 )
 _TOKEN: Final = re.compile(
-    # JSON Web Tokens, and those of GitHub, GitLab, Slack, Stripe, SendGrid, Google, Vault and others.
+    # JSON Web Tokens, and those of GitHub, GitLab, Slack, Stripe, SendGrid, Google, Vault, Shopify and others.
     r"(?P<head>(?<![\w.-]))(?P<value>eyJ[\w-]{5,4096}\.[\w-]{5,4096}(?:\.[\w-]{0,4096})?"
-    r"|(?:gh[opsru]_|github_pat_|glpat-|xox[a-z]-|[rs]k_(?:live|test)_|sk-(?:ant|proj)-|SG\.|AIza|hvs\.)[\w.-]{12,4096})"
+    r"|(?:gh[opsru]_|github_pat_|glpat-|xox[a-z]-|[rs]k_(?:live|test)_|sk-(?:ant|proj)-|SG\.|AIza|hvs\.|ya29\."
+    r"|GOCSPX-|shp(?:at|ca|pa|ss)_|whsec_|dckr_pat_|pypi-(?=AgE)|npm_(?=[A-Za-z0-9]{36})|hf_(?=[A-Za-z0-9]{30}))[\w.-]{12,4096})"
 )
 _HOOK: Final = re.compile(
-    r"(?P<head>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/\d{1,40}/))(?P<value>[\w/-]+)"
+    r"(?P<head>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/\d{1,40}/"
+    r"|api\.telegram\.org/(?:file/)?bot\d{1,40}:))(?P<value>[\w/-]+)"
+)
+_REFUSED_HEADER: Final = re.compile(
+    # Invalid header value b'x\n', as http.client, requests and h11 say of a key that was read from a file.
+    rf"""(?P<head>\bheader value:? b?(?=\\*['"]))(?P<value>{_VALUE})"""
 )
 _ELEMENT: Final = re.compile(
     # <Password>x</Password>, and <add key="Password" value="x"/>.
@@ -137,7 +143,7 @@ _DATA: Final = tuple(
 # Every repetition is bounded, so that a large text cannot block the event loop.
 _PATTERNS: Final = (
     _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ORACLE, _ASSIGNED, _SPOKEN, _STATED, _OPTION, _LOGIN, _COMMAND,
-    _SCHEME, _ACCESS_KEY, _HOOK, _PARAMETERS, *_DATA,
+    _SCHEME, _ACCESS_KEY, _HOOK, _REFUSED_HEADER, _PARAMETERS, *_DATA,
 )  # fmt: skip
 _SECRET_NAME: Final = re.compile(_WORD, re.IGNORECASE)
 

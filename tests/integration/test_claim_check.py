@@ -314,22 +314,24 @@ async def test_a_refusal_of_s3_is_no_fault_of_the_message(
     from botocore.exceptions import ClientError
 
     async def refuse(**_: object) -> None:
-        raise ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")
+        said = "User: u is not authorized to perform: kms:Decrypt on resource: key"
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": said}}, "GetObject")
 
     async with ClaimCheck(BUCKET, endpoint_url=endpoint, session=session()) as claim:
         monkeypatch.setattr(claim._s3, "get_object", refuse)
         monkeypatch.setattr(claim._s3, "put_object", refuse)
         with pytest.raises(Retry, match="AccessDenied"):
             await fetched(claim, pointer("k"))
-        with pytest.raises(AccessDenied, match="the message was not sent"):
+        with pytest.raises(AccessDenied, match=r"kms:Decrypt.*the message was not sent"):
             await claim.offload(OutgoingMessage(body=LARGE))
+    assert "not authorized to perform: kms:Decrypt on resource: key); such messages wait" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "message", "error", "text"),
     [
         ({"bucket": None, "buckets": [BUCKET]}, {}, ConfigurationError, "must name the bucket that large bodies"),
-        ({"bucket": "no-such-bucket-here"}, {}, InvalidRequest, r"bucket no-such-bucket-here \(NoSuchBucket\)"),
+        ({"bucket": "no-such-bucket-here"}, {}, TransportError, r"bucket no-such-bucket-here \(NoSuchBucket: An error"),
         ({"endpoint_url": "http://127.0.0.1:1", "timeout": 0.5}, {}, ServiceUnavailable, "was not sent"),
         ({}, {"body": LARGE + "\ud800"}, InvalidRequest, "lone surrogates"),
         (

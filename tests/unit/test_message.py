@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Message, MessageAttribute, MissingAttribute
+from postroom import ConfigurationError, Message, MessageAttribute, MissingAttribute, OutgoingMessage
 
 
 def message(**attributes: MessageAttribute) -> Message:
@@ -102,3 +102,18 @@ def test_a_message_is_frozen() -> None:
     """What was received cannot be changed."""
     with pytest.raises(AttributeError):
         message().body = "other"  # type: ignore[misc]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"body": {"n": 1}}, r"body=.*takes a text.*got dict"),
+        ({"body": b"x"}, "got bytes"),
+        ({"body": "x", "message_attributes": {"tenantId": "acme"}}, r"MessageAttribute\(string_value=.*got str"),
+        ({"body": "x", "message_attributes": None}, "got NoneType"),
+    ],
+)
+def test_a_message_to_send_is_checked_where_it_is_written(options: dict[str, Any], told: str) -> None:
+    """And not in the middle of a send, by an attribute that an object of the user's has not."""
+    with pytest.raises(ConfigurationError, match=told):
+        OutgoingMessage(**options)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from postroom import (
     AlreadyHandled,
+    BatchContext,
     ConfigurationError,
     Consumer,
     Drop,
@@ -123,6 +124,24 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     server = Server()
     async with server.listening() as endpoint:
         yield Scene(endpoint, server)
+
+
+async def test_a_batch_handler_sets_no_output(scene: Scene) -> None:
+    """It would be that of the message which began the batch."""
+    tokens = TaskTokens(endpoint_url=scene.endpoint, region="us-east-1", session=session())
+    consumer: Consumer[Any, Any] = Consumer("orders", middleware=[tokens])
+    told: list[str] = []
+
+    @consumer.batch_handler(size=1)
+    async def charge(orders: list[Order], batch: BatchContext[Any, Any]) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            set_task_output({"charged": len(orders)})
+        told.append(str(caught.value))
+
+    found = await deliver(consumer, Order(), attributes=TOKEN)
+    assert found.settlement is Settlement.ACKED
+    assert "of which message" in told[0]
+    assert scene.server.named("sendtasksuccess") == [{"taskToken": "token-1", "output": "{}"}]
 
 
 def raises(error: BaseException) -> Work:

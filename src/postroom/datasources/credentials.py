@@ -14,17 +14,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import aiobotocore.session
 import botocore.auth
 import botocore.awsrequest
 import msgspec
 
+from postroom.aws_session import new_session
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.log_fields import Log, Step
 from postroom.options import check_seconds
 
 # They have no types of their own.
-_new_session: Any = aiobotocore.session.AioSession
 _auth: Any = botocore.auth
 _awsrequest: Any = botocore.awsrequest
 _log = Log("postroom.datasources", Step.RESOURCES)
@@ -172,7 +171,7 @@ def rds_iam_token(
     Raises:
         ConfigurationError: when it is asked: there is no region, or there are no credentials.
     """
-    known = session or _new_session()
+    known = session or new_session()
 
     async def sign() -> str:
         where = region or _region_of(host) or known.get_config_variable("region")
@@ -217,7 +216,7 @@ def secrets_manager(
         botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError: when it is asked: AWS
             refused, or could not be reached.
     """
-    known = session or _new_session()
+    known = session or new_session()
 
     async def read() -> str:
         async with known.create_client("secretsmanager", **client) as service:

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import msgspec
 
+from postroom.aws_session import new_session
 from postroom.checking import check_endpoint, check_endpoint_variables
 from postroom.errors import (
     AccessDenied,
@@ -32,6 +33,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.message import Message, MessageAttribute, OutgoingMessage
 from postroom.options import check_count, check_seconds
 from postroom.payloads.contents import MOST, Contents
+from postroom.redaction import describe
 from postroom.sending.batches import size_of
 from postroom.types import Settlement
 
@@ -294,7 +296,7 @@ class ClaimCheck(Contents):
         except Exception as error:
             code = _code(error)
             if code not in _GONE:
-                self._say(found, message, error, code)
+                self._say(found, message, error)
                 if not _is_refusal(error):
                     raise _Unreachable(code) from error
                 self._answered()
@@ -328,13 +330,13 @@ class ClaimCheck(Contents):
                 text = f"the body in S3 is no UTF-8 text (byte {error.start})"
         raise DecodeError(text, message_id=message.id)
 
-    def _say(self, found: _Object, message: Message, error: Exception, code: str) -> None:
+    def _say(self, found: _Object, message: Message, error: Exception) -> None:
         """Log that S3 is not there, now and then: it concerns every message with a pointer."""
         now = asyncio.get_running_loop().time()
         if not 0 <= now - self._said < _QUIET:  # less than 0: in another event loop
             self._said, self._told = now, self._told or not _is_refusal(error)
-            text = "S3 did not give the body of message %s from bucket %s (%s: %s); such messages wait, and are retried"
-            arguments = (message.id, found.bucket, type(error).__name__, code)
+            text = "S3 did not give the body of message %s from bucket %s (%s); such messages wait, and are retried"
+            arguments = (message.id, found.bucket, describe(error))
             _log.warning(text, *arguments, extra=about(queue=message.queue or None, message_id=message.id))
 
     async def _remove(self, found: _Object) -> None:
@@ -342,8 +344,8 @@ class ClaimCheck(Contents):
             async with asyncio.timeout(self._timeout):
                 await self._opened_s3().delete_object(Bucket=found.bucket, Key=found.key)
         except Exception as error:
-            text = "The body %s of a deleted message stays in bucket %s: %s (%s)"
-            _log.warning(text, found.key, found.bucket, type(error).__name__, _code(error))
+            text = "The body %s of a deleted message stays in bucket %s: %s"
+            _log.warning(text, found.key, found.bucket, describe(error))
 
     # -- sending --------------------------------------------------------------------------------------------------
 
@@ -387,21 +389,21 @@ class ClaimCheck(Contents):
         except NotOpenError:
             raise
         except Exception as error:
-            code = _code(error)
-            gone_or_denied: type[TransportError] = InvalidRequest if code in _GONE else ServiceUnavailable
-            kind = AccessDenied if code in _DENIED else gone_or_denied
-            text = f"the body could not be stored in bucket {self._bucket} ({code}); the message was not sent"
+            code, said = _code(error), describe(error)
+            # A bucket that is gone says nothing of the message, which is none that can never be sent.
+            gone_or_not: type[TransportError] = TransportError if code in _GONE else ServiceUnavailable
+            kind = AccessDenied if code in _DENIED else gone_or_not
+            text = f"the body could not be stored in bucket {self._bucket} ({said}); the message was not sent"
             raise kind(text, operation="PutObject", code=code) from error
 
     # -- S3 -------------------------------------------------------------------------------------------------------
 
     def _client(self) -> Any:
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-        from aiobotocore.session import AioSession  # noqa: PLC0415
 
         if self._where["endpoint_url"] is None:
             check_endpoint_variables("S3")
-        session: Any = AioSession() if self._session is None else self._session
+        session: Any = new_session() if self._session is None else self._session
         # A server of your own has no host name for each bucket.
         s3 = {"addressing_style": "auto" if self._where["endpoint_url"] is None else "path"}
         config = AioConfig(s3=s3, max_pool_connections=_CONNECTIONS, connect_timeout=self._timeout)

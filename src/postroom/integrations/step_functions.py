@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from postroom.aws_session import new_session
 from postroom.checking import check_endpoint, check_endpoint_variables, check_function
-from postroom.consumer import CallNext, MessageContext
+from postroom.consumer import CallNext, MessageContext, current_message
 from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
 from postroom.options import check_count, check_seconds
@@ -56,13 +57,16 @@ def set_task_output(output: object) -> None:
 
     Raises:
         ConfigurationError: it has no JSON form or is too large; or it is called outside of a handler behind
-            ``TaskTokens``, or for a message without a token.
+            ``TaskTokens``, for a message without a token, or in a batch handler.
     """
     task = _current.get()
     if task is None:
         text = (
             "set_task_output() works in a handler of a message with a task token: Consumer(middleware=[TaskTokens()])"
         )
+        raise ConfigurationError(text)
+    if current_message() is None:  # it is the first message's task that is seen in a batch
+        text = "a batch handler cannot say of which message set_task_output() is: register a handler of one message"
         raise ConfigurationError(text)
     written = "{}" if output is None else to_json(output)
     if (size := len(written.encode())) > _LARGEST:
@@ -264,11 +268,10 @@ class TaskTokens:
 
     def _made(self) -> Any:
         from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-        from aiobotocore.session import AioSession  # noqa: PLC0415
 
         if self._where["endpoint_url"] is None:
             check_endpoint_variables("SFN")
-        session: Any = AioSession() if self._session is None else self._session
+        session: Any = new_session() if self._session is None else self._session
         config = AioConfig(connect_timeout=self._timeout, read_timeout=self._timeout, max_pool_connections=50)
         return session.create_client("stepfunctions", config=config, **self._where)
 

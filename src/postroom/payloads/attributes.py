@@ -23,6 +23,7 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, names_of
 from postroom.payloads.decoder import Unwrap, unwrapped
+from postroom.payloads.problems import unaliased
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -398,6 +399,7 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 def _field(cls: type, name: str, hint: Any, noted: Any, *, required: bool) -> _Field:
     where = f"field {name!r} of context={cls.__name__}"
     note = _Note(noted) if isinstance(noted, str) else noted
+    hint = unaliased(hint)
     if typing.get_origin(hint) is typing.Annotated:
         hint, *extras = typing.get_args(hint)
         for extra in extras:
@@ -439,8 +441,8 @@ def _check(hint: Any, note: _Note, where: str) -> _Check:
 
 
 def _plain(hint: Any) -> Any:
-    """Strip NewType and ``| None``: an attribute that is there has a value."""
-    hint = getattr(hint, "__supertype__", hint)
+    """Strip names of types, NewType and ``| None``: an attribute that is there has a value."""
+    hint = unaliased(getattr(unaliased(hint), "__supertype__", hint))
     if typing.get_origin(hint) in {typing.Union, types.UnionType}:
         members = [member for member in typing.get_args(hint) if member is not types.NoneType]
         if len(members) == 1:

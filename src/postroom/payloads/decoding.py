@@ -17,6 +17,7 @@ from postroom.payloads.decoder import (
     Unwrap,
 )
 from postroom.payloads.native import native_decoder
+from postroom.payloads.problems import unaliased
 from postroom.payloads.renaming import Rename
 
 _PYDANTIC = frozenset({"pydantic", "pydantic_core", "annotated_types"})
@@ -83,12 +84,13 @@ _SPECIAL: dict[type, Decoder] = {Message: MessageDecoder(), str: TextDecoder(), 
 
 
 def _without_notes(payload_type: Any) -> Any:
-    """Drop ``Annotated`` notes that neither msgspec nor pydantic reads."""
+    """Drop names of types, and ``Annotated`` notes that neither msgspec nor pydantic reads."""
+    payload_type = unaliased(payload_type)
     if typing.get_origin(payload_type) is not typing.Annotated:
         return payload_type
     inner, *notes = typing.get_args(payload_type)
     heard = _PYDANTIC | {"msgspec"}
-    return payload_type if any(_package(type(note)) in heard for note in notes) else inner
+    return payload_type if any(_package(type(note)) in heard for note in notes) else _without_notes(inner)
 
 
 def _is_instance(payload_type: Any) -> bool:
@@ -108,6 +110,7 @@ def mentions_pydantic(kind: Any) -> bool:
 
 def _mentions_pydantic(kind: Any, seen: dict[int, Any]) -> bool:
     """Whether pydantic must decode this type: it, a type inside it, or an annotation of one, is pydantic's."""
+    kind = unaliased(kind)
     if id(kind) in seen:
         return False
     seen[id(kind)] = kind  # kept alive, so that no other type gets its id

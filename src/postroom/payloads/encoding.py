@@ -1,6 +1,7 @@
 """From a payload to the body that carries it: the other direction of ``decoder_for``."""
 
 import dataclasses
+import functools
 import json
 import operator
 import sys
@@ -12,9 +13,8 @@ import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.message import Message
-from postroom.payloads.attributes import camel_case
 from postroom.payloads.decoding import mentions_pydantic
-from postroom.payloads.problems import type_name
+from postroom.payloads.problems import type_name, unaliased
 from postroom.payloads.renaming import Rename
 
 Encode = Callable[[Any], str]
@@ -60,7 +60,7 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
         raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
     if rename is not None:
         return lambda payload: to_json(_camelled(payload))
-    if payload_type in (str, bytes, Message) or not mentions_pydantic(payload_type):
+    if unaliased(payload_type) in (str, bytes, Message) or not mentions_pydantic(payload_type):
         return encode_payload
     from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
 
@@ -157,9 +157,17 @@ def _left_out(_value: object) -> None:
     """Stand for a pydantic model, which was looked at when it was written."""
 
 
+@functools.lru_cache(_MOST_KNOWN)
+def _camel_names(fields: tuple[str, ...]) -> dict[str, str]:
+    """Return how msgspec, by which ``decoder_for(rename="camel")`` reads them, spells the names of fields."""
+    struct = msgspec.defstruct("Camel", [(field, object) for field in fields], rename="camel")
+    return {field.name: field.encode_name for field in msgspec.structs.fields(struct)}
+
+
 def _camelled(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {camel_case(field.name): _camelled(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        names = _camel_names(tuple(field.name for field in dataclasses.fields(value)))
+        return {name: _camelled(getattr(value, field)) for field, name in names.items()}
     if isinstance(value, dict):
         return {key: _camelled(each) for key, each in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -10,7 +10,6 @@ rule only.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -49,11 +48,12 @@ class EventBridgeEvent(msgspec.Struct):
 
     id: str
     source: str
-    account: str
     region: str
     time: str
     detail_type: str = msgspec.field(name="detail-type")
     detail: msgspec.Raw
+    account: str | None = None
+    """None of moto alone."""
 
 
 class SesMail(msgspec.Struct, rename="camel"):
@@ -192,7 +192,8 @@ def unwrap_eventbridge(message: Message, /) -> Message:
     event: EventBridgeEvent = opened(message, _event, "an EventBridge event")
     said = {name: getattr(event, name) for name in ("id", "source", "account", "region", "time")}
     said["detail-type"] = event.detail_type
-    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(said))
+    named = {name: value for name, value in said.items() if value is not None}
+    return msgspec.structs.replace(message, body=bytes(event.detail).decode(), message_attributes=texts(named))
 
 
 def unwrap_ses(message: Message, /) -> Message:
@@ -296,7 +297,7 @@ def _sns_attribute(found: _SnsAttribute, message: Message) -> MessageAttribute:
         return MessageAttribute(data_type=found.type, string_value=found.value)
     try:
         return MessageAttribute(data_type="Binary", binary_value=base64.b64decode(found.value, validate=True))
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one; that of a text that is not ASCII is plain
         problem = Problem("$.MessageAttributes[...].Value", "not base64")
     raise problems.not_valid("SnsNotification", [problem], message.id)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from postroom.errors import ConfigurationError
+from postroom.payloads.problems import unaliased
 
 
 def payload_type_of(handler: Callable[..., Any]) -> Any:
@@ -27,7 +28,7 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     parameter = _first_parameter(handler, name)
     if parameter.annotation is inspect.Parameter.empty:
         return object
-    return _evaluated(parameter.annotation, handler, name)
+    return unaliased(_evaluated(parameter.annotation, handler, name))
 
 
 def _first_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:

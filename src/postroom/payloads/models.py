@@ -73,10 +73,12 @@ def model_encoder(payload_type: Any) -> Callable[[Any], str]:
     except Exception as error:
         raise ConfigurationError(f"pydantic cannot write a payload of type {name}: {error}") from error
 
+    exact = _is_exact(getattr(adapter, "core_schema", None))
+
     def encode(payload: Any) -> str:
         try:
-            body = adapter.dump_json(payload, by_alias=True, warnings="error").decode()
-            why = _lost(adapter, payload, body)
+            body = adapter.dump_json(payload, by_alias=True, round_trip=exact, warnings="error").decode()
+            why = _lost(adapter, payload, body, exact=exact)
         except Exception as error:  # it quotes the payload, so it does not stay as the cause
             body, why = "", type(error).__name__
         if why is not None:
@@ -86,13 +88,22 @@ def model_encoder(payload_type: Any) -> Callable[[Any], str]:
     return encode
 
 
-def _lost(adapter: "pydantic.TypeAdapter[Any]", payload: Any, body: str) -> str | None:
+def _is_exact(schema: object) -> bool:
+    """Whether a decoder refuses what pydantic writes by default: fields that are computed, JSON that was a text."""
+    if isinstance(schema, Mapping):
+        parts = cast("Mapping[object, object]", schema)
+        named = parts.get("extra_fields_behavior"), parts.get("extra_behavior"), parts.get("type")
+        return named[2] == "json" or "forbid" in named[:2] or any(map(_is_exact, parts.values()))
+    return isinstance(schema, list | tuple) and any(map(_is_exact, cast("list[object]", schema)))
+
+
+def _lost(adapter: "pydantic.TypeAdapter[Any]", payload: Any, body: str, *, exact: bool) -> str | None:
     """Return what pydantic has written as something else, without a word; None where it is all there."""
     if "null" in body:
-        plain = adapter.dump_python(payload, mode="json", by_alias=True)
+        plain = adapter.dump_python(payload, mode="json", by_alias=True, round_trip=exact)
         if has_odd_float(plain) and _is_lost(plain, json.loads(body)):
             return ODD_FLOAT
-    if _HIDDEN in body and _is_hidden(adapter.dump_python(payload), json.loads(body)):
+    if _HIDDEN in body and _is_hidden(adapter.dump_python(payload, round_trip=exact), json.loads(body)):
         return "pydantic writes its secrets as asterisks: give the model a field_serializer, or send a str"
     return None
 

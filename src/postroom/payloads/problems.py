@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from postroom.errors import DecodeError, ValidationError
 
@@ -85,6 +85,13 @@ def _step(step: str | int | None) -> str:
     if isinstance(step, int):
         return f"[{step}]"
     return f".{step}" if _SIMPLE_NAME.fullmatch(step) else f"[{step!r}]"
+
+
+def unaliased(kind: Any) -> Any:
+    """Return what a name of a ``type`` statement stands for, and anything else as it is."""
+    while type(kind).__name__ == "TypeAliasType":  # that of `typing`, or of typing_extensions
+        kind = kind.__value__
+    return kind
 
 
 def type_name(payload_type: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from postroom.errors import ConfigurationError
-from postroom.payloads.problems import type_name
+from postroom.payloads.problems import type_name, unaliased
 
 Rename = Literal["camel"]
 Build = Callable[[Any], Any]
@@ -48,6 +48,7 @@ class _Renaming:
 
     def form(self, kind: Any) -> tuple[Any, Build | None]:
         """Return the wire form of any type, and how to build the type from it."""
+        kind = unaliased(kind)
         if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return self._dataclass(kind)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)

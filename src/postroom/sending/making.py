@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -190,7 +191,7 @@ def add_trace(message: OutgoingMessage, inject: Inject, *, keep: int) -> Outgoin
     What the message has already stays. What ``inject`` raises is logged: a trace is no reason not to send.
 
     Args:
-        message: with all of its other attributes.
+        message: with all of its other attributes. One that is larger than 1 MiB is made smaller later.
         inject: writes the trace context.
         keep: attributes that are added later, for which there must be room.
     """
@@ -203,13 +204,14 @@ def add_trace(message: OutgoingMessage, inject: Inject, *, keep: int) -> Outgoin
         return message
     attributes = dict(message.message_attributes)
     size = size_of(message)
+    longest = MAX_BYTES if size <= MAX_BYTES else math.inf
     for name in sorted(carrier, key=lambda each: (each not in _ORDER, each)):
         value = carrier[name]
         if name in attributes or not value or _NAME.fullmatch(name) is None:
             continue
         attribute = {name: MessageAttribute(string_value=value)}
         size += size_of_attributes(attribute)
-        if len(attributes) + keep >= MAX_ATTRIBUTES or size > MAX_BYTES:
+        if len(attributes) + keep >= MAX_ATTRIBUTES or size > longest:
             _log.debug("Left out %s of the trace context: the message has no room for it", name)
             break
         attributes |= attribute

@@ -178,7 +178,7 @@ class Sender(Generic[C]):
             raise ConfigurationError("this sender writes a context: say context=... for each message")
         fifo = self._name.endswith(".fifo")
         if fifo:
-            self._check_fifo(group, delay)
+            self._check_fifo(group, delay, grouped=self._grouped and context is not None)
         made = make(
             self._encode,
             self._writer,
@@ -196,6 +196,8 @@ class Sender(Generic[C]):
         check_attributes(made, keep=keep)
         if self._transform is None:
             check_size(made, MAX_BYTES)
+        else:
+            keep += 1  # it may add one, as that of a claim check does
         return made if self._trace is None else add_trace(made, self._trace, keep=keep)
 
     async def send(
@@ -318,13 +320,14 @@ class Sender(Generic[C]):
         check_size(message, _limit(info))
         return message
 
-    def _check_fifo(self, group: str | None, delay: int | None) -> None:
+    def _check_fifo(self, group: str | None, delay: int | None, *, grouped: bool) -> None:
         if delay is not None:
             raise ConfigurationError("delay= is not for FIFO queues: SQS delays the whole queue there, DelaySeconds")
-        if group is None and not self._grouped:
+        if group is None and not grouped:
             text = (
                 f"queue {self._name!r} is a FIFO queue, and each message needs a group: messages of one group are "
-                "handled in order. Say Sender(group=lambda context: context.tenant_id), or group= for the message"
+                "handled in order. Say Sender(group=lambda context: context.tenant_id), and context= for the message; "
+                "or group= for the message"
             )
             raise ConfigurationError(text)
 

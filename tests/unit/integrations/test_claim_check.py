@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 from botocore.exceptions import ClientError
 
-from postroom import Consumer, Message, MessageContext, OutgoingMessage, Retry
+from postroom import Consumer, Message, MessageContext, OutgoingMessage, Retry, Sender
 from postroom.integrations.claim_check import ClaimCheck
 from postroom.testing.loop import run_virtual
 from support.world import Tenant, World, in_world
@@ -37,6 +37,8 @@ class S3:
     async def put_object(self, *, Bucket: str, Key: str, Body: bytes) -> None:  # noqa: N803
         """Store a body."""
         assert Bucket
+        if (error := self.fault(Key)) is not None and isinstance(error, ClientError):
+            raise error
         self.bodies[Key] = Body
 
     async def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803
@@ -132,6 +134,22 @@ def test_an_outage_of_s3_is_told_of_with_its_bucket_and_its_end(caplog: pytest.L
     assert 4 <= len(outage) <= 6
     assert "did not give the body of message m0 from bucket amzn-s3-demo-bucket (" in outage[0]
     assert over.startswith("S3 gives bodies again after 29")
+
+
+def test_a_bucket_that_is_gone_sets_no_message_of_an_outbox_aside() -> None:
+    """It says nothing of the message, which is sent when the bucket is named as it should be."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        s3 = S3()
+        s3.fault = lambda _key: ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
+        async with ClaimCheck("amzn-s3-demo-bucket", always=True, session=s3) as bodies:
+            sender = Sender("orders", transform=bodies.offload, client=world.client)
+            async with sender:
+                outcome = await sender.post([sender.message("x")])
+        assert outcome.unsent[0].retryable
+
+    in_world(scenario)
 
 
 def test_one_fetch_tries_s3_for_all_that_wait() -> None:

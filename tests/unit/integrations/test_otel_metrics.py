@@ -181,7 +181,8 @@ def test_each_of_several_queues_is_counted_by_its_own_name(recorded: Recorded) -
             for _ in range(number):
                 world.send({"order_id": name}, queue=name)
         queues = Queues(lambda: list(listed), name="sales", every=5)
-        sales: Consumer[Any, Any] = Consumer(queues=queues, client=world.client, observers=[recorded.telemetry()])
+        telemetry = recorded.telemetry()
+        sales: Consumer[Any, Any] = Consumer(queues=queues, client=world.client, observers=[telemetry])
 
         @sales.handler
         async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
@@ -198,6 +199,10 @@ def test_each_of_several_queues_is_counted_by_its_own_name(recorded: Recorded) -
             assert set(sales.statistics().queues) == {"orders"}
             assert counted("postroom.slots.limit", "sales") == Concurrency().total
             assert counted("postroom.handlers.succeeded", "sales") == 3
+            with telemetry.sending("answers"):
+                pass
+            # An alert tells of each queue with 0 of them.
+            assert recorded.metrics()["postroom.consumers"] == [({**QUEUE, "messaging.destination.name": "sales"}, 1)]
         for number, name in enumerate(("orders", "invoices"), 1):
             assert counted("messaging.client.consumed.messages", name) == number
             assert counted("postroom.settlements", name, postroom__settlement="acked") == number

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NewType
 
 import msgspec
 import pytest
+from typing_extensions import TypeAliasType
 
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
@@ -17,6 +18,7 @@ from postroom.payloads import SAFE_ID, attribute, context_from_attributes
 SECRET = "s3cr3t 4711"
 TENANT = "message attribute 'tenant_id' or 'tenantId'"
 TenantId = NewType("TenantId", str)
+ParentId = TypeAliasType("ParentId", str)
 
 
 class Region(enum.Enum):
@@ -99,7 +101,7 @@ class Everything:
     tier: Tier
     plan: Literal["basic", "pro"]
     owner: TenantId
-    parent: str | None = None
+    parent: ParentId | None = None
     version: Literal[1, 2] = 1
     stage: Annotated[str, attribute(choices=["test", "live"])] = "live"
     label: str = attribute("display.name", pattern=r"[\w ]+", default="none")

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from typing_extensions import TypeAliasType
 
 from postroom.errors import ConfigurationError, DecodeError, ValidationError
 from postroom.message import Message
@@ -166,6 +167,9 @@ def test_a_tagged_union_of_structs_is_told_apart_by_its_tag(body: str, expected:
         (Line | None, "null", None),
         (Annotated[str, "a note of ours"], "not json", "not json"),
         (Annotated[int, msgspec.Meta(gt=0)], "5", 5),
+        (TypeAliasType("Text", str), "not json", "not json"),
+        (TypeAliasType("Raw", Annotated[TypeAliasType("Bytes", bytes), "a note of ours"]), "not json", b"not json"),
+        (TypeAliasType("Lines", list[Line]), '[{"sku": "a", "price": 1}]', [Line("a", Decimal(1))]),
     ],
 )
 def test_each_payload_type_gets_what_it_asks_for(payload_type: Any, body: str, expected: object) -> None:
@@ -359,6 +363,11 @@ class TestRename:
     def decode(self, body: str) -> Any:
         """Decode a WireOrder from camel case."""
         return decoder_for(WireOrder, rename="camel")(message(body))
+
+    def test_a_name_of_a_type_is_that_type(self) -> None:
+        """Of a ``type`` statement, with which Python 3.12 names unions."""
+        decoder = decoder_for(TypeAliasType("Maybe", WireLine | None), rename="camel")
+        assert decoder(message('{"unitPrice": 1.10}')) == WireLine(Decimal("1.10"))
 
     def test_names_are_renamed_wherever_a_dataclass_stands(self) -> None:
         """In lists, dicts, tuples, unions and Annotated; numbers stay exact, defaults and checks apply."""

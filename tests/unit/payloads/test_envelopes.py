@@ -130,6 +130,7 @@ def test_envelopes_nest() -> None:
             r"missing required field 'Value'",
         ),
         ({**SNS, "MessageAttributes": {SECRET: {"Type": "Binary", "Value": "?"}}}, ValidationError, "not base64"),
+        ({**SNS, "MessageAttributes": {SECRET: {"Type": "Binary", "Value": "é"}}}, ValidationError, "not base64"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -139,6 +140,14 @@ def test_what_is_no_sns_notification_is_refused(body: object, error: type[Payloa
         unwrap_sns(message(body))
     assert SECRET not in str(caught.value)
     assert caught.value.message_id == "m-1"
+
+
+def test_an_event_of_moto_is_unwrapped() -> None:
+    """It names no account."""
+    event = {name: value for name, value in EVENT.items() if name != "account"}
+    inner = unwrap_eventbridge(message(json.dumps(event)))
+    assert inner.body == '{"tenantId": "tenant-a"}'
+    assert set(inner.message_attributes) == {"id", "source", "region", "time", "detail-type"}
 
 
 @pytest.mark.parametrize(

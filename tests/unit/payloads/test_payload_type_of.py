@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from typing_extensions import TypeAliasType
 
 from postroom.errors import ConfigurationError
 from postroom.payloads import payload_type_of
@@ -46,6 +47,13 @@ async def anything(*args: Any) -> None:
 
 async def noted(order: Annotated[Order, "a note"], ctx: Any) -> None:
     """Carry a note in the annotation."""
+
+
+Orders = TypeAliasType("Orders", list[Order])
+
+
+async def named(orders: Orders, ctx: Any) -> None:
+    """Name a type by a ``type`` statement's name."""
 
 
 async def quoted(order: "Order", ctx: "Missing") -> None:  # type: ignore[name-defined] # noqa: F821 - that is what is tested
@@ -119,6 +127,11 @@ def test_a_variable_number_of_arguments_counts_as_a_payload() -> None:
 def test_notes_in_the_annotation_are_kept() -> None:
     """Annotated stays Annotated: the decoder reads the notes."""
     assert payload_type_of(noted) == Annotated[Order, "a note"]
+
+
+def test_a_name_of_a_type_is_that_type() -> None:
+    """So a batch handler sees its list, and a router its class."""
+    assert payload_type_of(named) == list[Order]
 
 
 def test_annotations_that_are_text_are_evaluated_where_the_function_was_defined() -> None:

@@ -9,7 +9,7 @@ import pydantic
 import pydantic.dataclasses
 import pytest
 from pydantic.alias_generators import to_camel
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from postroom.errors import ConfigurationError, DecodeError, ValidationError
 from postroom.payloads import decoder_for
@@ -59,6 +59,7 @@ class Dog(pydantic.BaseModel):
 
 
 Pet = Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
+NamedPet = TypeAliasType("NamedPet", Pet)
 
 
 @pydantic.dataclasses.dataclass
@@ -95,6 +96,8 @@ class Mixed(msgspec.Struct):
             order_id="o", items=[Item(sku="a", amount=Decimal("99.99"))])),
         (list[Item], '[{"sku": "a", "amount": "99.99"}]', [Item(sku="a", amount=Decimal("99.99"))]),
         (Pet, '{"kind": "dog", "tricks": ["sit"]}', Dog(kind="dog", tricks=["sit"])),
+        (NamedPet, '{"kind": "cat", "lives": 9}', Cat(kind="cat", lives=9)),
+        (list[NamedPet], '[{"kind": "cat", "lives": 9}]', [Cat(kind="cat", lives=9)]),
         (Parcel, '{"weight": 3}', Parcel(3)),
         (Shipment, '{"pet": {"kind": "cat", "lives": 9}}', Shipment(Cat(kind="cat", lives=9))),
         (Basket, '{"item": {"sku": "a", "amount": 1}}', {"item": Item(sku="a", amount=Decimal(1))}),
@@ -102,7 +105,8 @@ class Mixed(msgspec.Struct):
         (dict[str, pydantic.PositiveInt], '{"a": 1}', {"a": 1}),
         (pydantic.SecretStr, f'"{SECRET}"', pydantic.SecretStr(SECRET)),
     ],
-    ids=["model", "list", "union", "dataclass", "mixed", "typeddict", "annotated", "constrained", "secret"],
+    ids=["model", "list", "union", "named", "named_inside", "dataclass", "mixed", "typeddict", "annotated",
+         "constrained", "secret"],
 )  # fmt: skip
 def test_whatever_mentions_pydantic_is_decoded_by_it(payload_type: Any, body: str, expected: object) -> None:
     """Models, their containers and unions, pydantic's own types and annotations."""

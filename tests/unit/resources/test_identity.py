@@ -265,6 +265,28 @@ def test_hidden_fields_stay_hidden() -> None:
     assert display_key(SecretModel(name="a", password="hunter2")) == "a"
 
 
+def test_what_is_called_a_secret_stays_hidden() -> None:
+    """A context may be a row of a registry. What tells tenants apart stays."""
+
+    class Row(NamedTuple):
+        name: str
+        password: str
+        dsn: str
+
+    class Struct(msgspec.Struct, frozen=True):
+        token_id: str
+        api_key: str
+        db_password: str
+
+    class Model(pydantic.BaseModel, frozen=True):
+        name: str
+        client_secret: str
+
+    assert display_key(Row("a", "hunter2", "postgresql://app:hunter2@db/a")) == "a:postgresql://app:***@db/a"
+    assert display_key(Struct("a", "hunter2", "hunter2")) == "a"
+    assert display_key(Model(name="a", client_secret="hunter2")) == "a"
+
+
 def test_a_secret_type_is_shown_by_its_name_only() -> None:
     """Objects of unknown types are not asked what they contain."""
     assert display_key(Tenant(pydantic.SecretStr("hunter2"))) == "<SecretStr>:eu"

@@ -116,6 +116,12 @@ def test_a_secret_is_known_by_its_place(text: str) -> None:
         str(["redis-cli", "-h", "cache", "-a", SECRET]),
         f"Ocp-Apim-Subscription-Key: {SECRET}",
         f"signing_key={SECRET}",
+        f"Client error '404 Not Found' for url 'https://api.telegram.org/bot123456:{SECRET}/sendMessage'",
+        f"Illegal header value b'{SECRET}\\n'",
+        str(ValueError(f"return character(s) in header value: {SECRET + chr(10)!r}")),
+        repr(ValueError(f"Invalid header value {(SECRET + chr(10)).encode()!r}")),
+        f"ya29.{SECRET}: token expired",
+        f"shpat_{SECRET} is not allowed",
     ],
 )
 def test_a_secret_is_known_by_its_form(text: str) -> None:
@@ -359,6 +365,9 @@ _FORMS = (
     "-u a" * 20_000,
     "-u a:" * 20_000,
     "hooks.slack.com/" * 6_000,
+    "api.telegram.org/bot1" * 6_000,
+    "header value: '" * 8_000,
+    "npm_" * 20_000,
     "password is " * 10_000,
     "mysql " * 20_000,
     "mysql -p" * 15_000,

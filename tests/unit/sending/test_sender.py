@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_field, field_serializer
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -57,6 +57,20 @@ class Basket(BaseModel):
     """A pydantic model of models."""
 
     items: list[Item]
+
+
+class Strict(BaseModel):
+    """A model that takes no further fields, and has one that is computed and one with JSON in it."""
+
+    model_config = ConfigDict(extra="forbid")
+    count: int
+    more: Json[dict[str, int]]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        """Something that is no input."""
+        return 2 * self.count
 
 
 @dataclass
@@ -152,6 +166,7 @@ ITEM = Item(sku_code="a", price=Decimal("9.90"))
         (Holder(ITEM), Holder),
         ([ITEM], list[Item]),
         ({"a": ITEM}, dict[str, Item]),
+        (Strict.model_validate({"count": 1, "more": '{"a": 1}'}), Strict),
         (Checked(3), Checked),
         (Line("a"), Line),
         ([Line("a"), Line("b", float("inf"))], list[Line]),
@@ -188,6 +203,14 @@ def test_camel_case_is_written_as_it_is_read() -> None:
     body = encoder_for(Nested, rename="camel")(Nested([Order("1")]))
     assert body == '{"bigOrders":[{"orderId":"1","seconds":0.0}]}'
     assert decoder_for(Nested, rename="camel")(Message(id="1", body=body)) == Nested([Order("1")])
+
+
+@pytest.mark.parametrize("name", ["order_id", "from_", "_id", "line_2b", "user_ID", "order__id"])
+def test_each_name_in_camel_case_is_written_as_it_is_read(name: str) -> None:
+    """Also one that camel case may spell in several ways."""
+    kind = make_dataclass("Odd", [(name, int)])
+    body = encoder_for(kind, rename="camel")(kind(1))
+    assert decoder_for(kind, rename="camel")(Message(id="1", body=body)) == kind(1)
 
 
 @pytest.mark.parametrize("payload", [object(), {"a": object()}, b"\xff secret", {("secret",): 1}])
@@ -383,6 +406,7 @@ def test_a_tenant_that_is_no_group_is_hashed() -> None:
         (lambda: Sender("q").message("", group="a b"), "1 to 128"),
         (lambda: Sender("q").message("", attributes={f"a{n}": "1" for n in range(11)}), "10 attributes"),
         (lambda: Sender("q.fifo", context=Tenant).message("", context=Tenant("a")), "Sender\\(group=lambda"),
+        (lambda: Sender("q.fifo", group=lambda _: "a").message(""), "context= for the message"),
         (lambda: Sender("q.fifo").message("", group="a", delay=1), "DelaySeconds"),
         (lambda: Sender("q").message(OutgoingMessage(body="x")), "send_messages\\(\\)"),
         (lambda: Sender("q").message(a_message("x")), "pass its .body"),
@@ -462,6 +486,22 @@ def test_a_trace_goes_along_as_far_as_there_is_room() -> None:
     names = sender.message("", context=Tenant("a"), attributes={f"a{n}": "1" for n in range(6)}).message_attributes
     assert "traceparent" in names
     assert len(names) == 9
+
+
+async def test_a_trace_keeps_no_message_back_that_a_transform_moves_elsewhere() -> None:
+    """The pointer of a claim check needs an attribute, and a body that is stored has room for the trace."""
+
+    async def stored(message: OutgoingMessage) -> OutgoingMessage:
+        pointer = {**message.message_attributes, "size": MessageAttribute("Number", "1")}
+        return msgspec.structs.replace(message, body="pointer", message_attributes=pointer)
+
+    async with LocalBroker() as broker, MemoryClient(broker) as client:
+        broker.create_queue("q")
+        sender = Sender("q", trace=_trace, transform=stored, client=client)
+        async with sender:
+            await sender.send("x" * 2_000_000, attributes={f"a{n}": "1" for n in range(8)})
+            [message] = await (await client.queue("q")).receive(limit=1, wait=0, visibility=30)
+    assert set(message.message_attributes) == {*(f"a{n}" for n in range(8)), "size", "traceparent"}
 
 
 def test_a_trace_that_cannot_be_written_keeps_no_message_back(caplog: pytest.LogCaptureFixture) -> None:

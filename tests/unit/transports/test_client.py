@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import json
 import ssl
 import subprocess
 import sys
 import threading
 import weakref
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -79,6 +82,9 @@ async def test_a_user_configuration_wins_and_is_checked(sqs: FakeSqs) -> None:
     assert sqs.requests[0].head["user-agent"].endswith(" mine")
     with pytest.raises(ConfigurationError, match="above 20 s"):
         async with sqs.client(config=AioConfig(read_timeout=10)):
+            pass
+    with pytest.raises(ConfigurationError, match=r"connect_timeout=...\) takes seconds"):
+        async with sqs.client(config=AioConfig(connect_timeout=None)):
             pass
 
 
@@ -186,6 +192,73 @@ async def test_missing_credentials_say_what_to_set(monkeypatch: pytest.MonkeyPat
             await client.queue("orders")
     assert (caught.value.operation, caught.value.code) == ("GetQueueUrl", "NoCredentialsError")
     assert type(caught.value.__cause__).__name__ == "NoCredentialsError"
+
+
+async def test_a_process_for_credentials_that_answers_no_json_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path
+) -> None:
+    """It may have asked for a login, and what it said may be a secret."""
+    (tmp_path / "config").write_text("[default]\ncredential_process = echo hunter2\n", encoding="utf-8")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AccessDenied, match="credential_process of the AWS configuration answers no JSON") as caught:
+        await AwsClient(endpoint_url=sqs.url).__aenter__()
+    assert caught.value.retryable
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_process_for_credentials_that_answers_no_json_later_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path
+) -> None:
+    """When credentials are to be replaced: SQS and its endpoint have nothing to do with it."""
+    soon = (datetime.now(UTC) + timedelta(minutes=2)).isoformat()
+    keys = {"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "s", "SessionToken": "t", "Expiration": soon}
+    (tmp_path / "keys").write_text(json.dumps(keys), encoding="utf-8")
+    process = f"sh -c 'cat {tmp_path}/keys && echo hunter2 > {tmp_path}/keys'"
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {process}\n", encoding="utf-8")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsClient(endpoint_url=sqs.url, max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match="credential_process of the AWS configuration answers no JSON") as caught:
+            await client.queue("orders")
+    assert caught.value.retryable
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_a_file_with_certificates_that_cannot_be_used_is_told(content: str | None, tmp_path: Path) -> None:
+    """It is missing in the image, or something else. The network has nothing to do with it."""
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_text(content, encoding="utf-8")
+    async with AwsClient(endpoint_url="https://127.0.0.1:9", verify=str(bundle), max_attempts=1) as client:
+        with pytest.raises(ServiceUnavailable, match=r"the file with certificates.*AWS_CA_BUNDLE"):
+            await client.queue("orders")
+
+
+async def test_a_proxy_that_is_no_url_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is named, and its password is not."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://u:hunter2@127.0.0.1:port")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with AwsClient(endpoint_url="https://sqs.invalid", max_attempts=1) as client:
+        with pytest.raises(ServiceUnavailable, match="check HTTPS_PROXY") as caught:
+            await client.queue("orders")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"])
+async def test_a_line_break_in_a_credential_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, variable: str
+) -> None:
+    """So ends a secret that was made of a file. The network has nothing to do with it, and waiting does not help."""
+    monkeypatch.setenv(variable, "eu-west-1\n")
+    async with sqs.client(session=AioSession(), max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match="a line break in them") as caught:
+            await client.queue("orders")
+    assert not caught.value.retryable
 
 
 async def test_expired_credentials_say_what_to_do(sqs: FakeSqs) -> None:

@@ -81,6 +81,11 @@ class _Queue:
                     del self._several[key]
                 self._seen_at = 0.0
 
+    @property
+    def has_consumer(self) -> bool:
+        """Whether one runs or has run: others are only sent to, or are one of several of a consumer."""
+        return bool(self._run or self._past)
+
     def now(self) -> list[ConsumerStatistics]:
         """Return the statistics of the consumers that run. Called in whatever thread collects."""
         with self._lock:
@@ -289,7 +294,8 @@ class Metrics:
 
     def _consumers(self, _options: CallbackOptions) -> Iterator[Observation]:
         for queue in list(self._queues.values()):
-            yield Observation(len(queue.now()), queue.labels)
+            if queue.has_consumer:  # else an alert would tell that its consumer is gone
+                yield Observation(len(queue.now()), queue.labels)
 
     def _pooling(self, field: str) -> "_Callback":
         def callback(_options: CallbackOptions) -> Iterator[Observation]:

@@ -7,9 +7,13 @@ Error codes: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReferen
 each action.
 """
 
+import json
+import ssl
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from postroom.errors import (
@@ -115,6 +119,25 @@ _NO_FILE: Final = _Meaning(
 )
 """Such as the token of a service account, which is mounted into a container."""
 
+_NO_JSON: Final = _Meaning(
+    AccessDenied, f"the credential_process of the AWS configuration answers no JSON; {_LOG_IN}", retryable=True
+)
+"""It may ask for a login, and what it says may be a secret."""
+
+_NO_HEADER: Final = _Meaning(
+    AccessDenied,
+    "credentials or the region have a line break in them, often the last character of a secret that was made of a "
+    "file: set AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN and AWS_REGION without it",
+)
+"""Nothing else that users write goes into the headers of a request."""
+
+_NO_CERTIFICATES: Final = _Meaning(
+    ServiceUnavailable,
+    "the file with certificates cannot be used: check AwsClient(verify=...), AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and "
+    "AioConfig(client_cert=...)",
+)
+_PROXY: Final = _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY")
+
 # Class name of an exception of botocore -> what it means here, and what to do next.
 _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "NoRegionError": _Meaning(AccessDenied, _SET_REGION),
@@ -138,7 +161,7 @@ _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "ValidationError": _Meaning(InvalidRequest, _REFUSED),
     "ParamValidationError": _Meaning(InvalidRequest, _REFUSED),
     "SSLError": _Meaning(ServiceUnavailable, "check the certificate, AWS_CA_BUNDLE and the endpoint URL"),
-    "ProxyConnectionError": _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY"),
+    "ProxyConnectionError": _PROXY,
     "ConnectionError": _Meaning(ServiceUnavailable, _REACH),
     "HTTPClientError": _Meaning(ServiceUnavailable, _REACH),
     "IncompleteReadError": _Meaning(ServiceUnavailable, _REACH),
@@ -206,6 +229,7 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
         return _make(_NO_FILE, f"{where}: {error}; {_NO_FILE.advice}", operation=operation, code=type(error).__name__)
     for cls in type(error).__mro__:
         if (meaning := _BY_CLASS.get(cls.__name__)) is not None:
+            meaning = _behind(error) or meaning
             text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
@@ -218,9 +242,27 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
     return TransportError(text, operation=operation, code=type(error).__name__, retryable=True)
 
 
+def _behind(error: Exception) -> _Meaning | None:
+    """Return what it means that no request could be made, where botocore has no word for that."""
+    if isinstance(error, json.JSONDecodeError):  # else it is the body of an answer
+        frames = traceback.walk_tb(error.__traceback__)
+        return _NO_JSON if any(_module_of(frame) == "aiobotocore.credentials" for frame, _ in frames) else None
+    inner = getattr(error, "kwargs", {}).get("error") if type(error).__name__ == "HTTPClientError" else None
+    if "header injection" in str(inner):  # of aiohttp
+        return _NO_HEADER
+    # What fails on the way has a class of botocore's own.
+    if isinstance(inner, FileNotFoundError | IsADirectoryError | PermissionError | ssl.SSLError):
+        return _NO_CERTIFICATES
+    return _PROXY if type(inner).__name__ == "InvalidProxiesConfigError" else None
+
+
+def _module_of(frame: FrameType) -> object:
+    return frame.f_globals.get("__name__")
+
+
 def _said(error: Exception, advice: str) -> str:
     # What is told about a value that does not fit may quote the value: a message body.
-    return "" if advice in {NOT_SQS, _REFUSED} else quote(str(error)).rstrip(".")
+    return "" if advice in {NOT_SQS, _REFUSED, _NO_JSON.advice} else quote(str(error)).rstrip(".")
 
 
 def _make(meaning: _Meaning, text: str, *, operation: str, code: str) -> PostroomError:

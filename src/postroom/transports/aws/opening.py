@@ -1,5 +1,6 @@
 """Opening a botocore client, and finding out whether the hot path may be taken beside it."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any, Final, cast
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
+from postroom.aws_session import environment_region
 from postroom.checking import check_endpoint_variables
 from postroom.errors import ConfigurationError
+from postroom.options import check_seconds
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
 from postroom.transports.aws.connection import Connection
@@ -42,10 +45,13 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
                 )
             )
             credentials = await session.get_credentials()
+        except json.JSONDecodeError as error:  # of a process that gives credentials
+            raise translate(error, operation="opening the SQS client") from error
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
             raise ConfigurationError(f"opening the SQS client: {error}") from error
         except Exception as error:
             raise translate(error, operation="opening the SQS client") from error
+        check_seconds("AioConfig", "connect_timeout", sqs.meta.config.connect_timeout)
         check_read_timeout(sqs.meta.config.read_timeout)
         against = _objections(settings, session, sqs, credentials)
         return Connection(sqs, credentials, stack.pop_all(), objections=against)
@@ -76,11 +82,7 @@ def session_of(settings: ClientSettings) -> Any:  # an AioSession, which has no 
 
 
 def region_of(settings: ClientSettings, session: Any) -> str | None:
-    """Return the region that is configured; None if none is.
-
-    botocore alone among the SDKs does not know AWS_REGION, which ECS, Lambda and people set. The environment counts
-    before the profile, as it does for all of them.
-    """
+    """Return the region that is configured; None if none is. The environment counts before the profile."""
     try:
         configured = session.get_config_variable("region")  # reads the profile, which may not exist
         own = session.instance_variables().get("region")
@@ -90,8 +92,7 @@ def region_of(settings: ClientSettings, session: Any) -> str | None:
         getattr(settings.config, "region_name", None),
         settings.region,
         own,
-        os.environ.get("AWS_DEFAULT_REGION"),
-        os.environ.get("AWS_REGION"),
+        environment_region(),
         configured,
         *map(region_of_url, _endpoints(settings)),
     )
