@@ -81,6 +81,16 @@ class BatchContext(Generic[C_co, R_co]):
         return f"<BatchContext of {len(self.items)} messages>"
 
 
+_current: Final[contextvars.ContextVar[BatchContext[Any, Any] | None]] = contextvars.ContextVar(
+    "postroom_batch", default=None
+)
+
+
+def current_batch() -> BatchContext[Any, Any] | None:
+    """Return the batch that the calling code handles; None outside of a batch handler."""
+    return _current.get()
+
+
 BatchFunction = Callable[[list[Any], BatchContext[Any, Any]], Awaitable[None]]
 
 
@@ -161,6 +171,7 @@ class _Batch:
         if not (members := self.members):
             return
         batch = BatchContext([member.ctx for member in members])
+        _current.set(batch)
         error: BaseException | None = None
         try:
             function: Callable[..., Awaitable[object]] = self._function

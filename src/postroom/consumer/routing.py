@@ -1,8 +1,8 @@
 """Several kinds of messages on one queue, each with a handler of its own."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Generic, Literal, Union, cast, overload
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Generic, Literal, Union, cast, get_args, get_origin, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -16,7 +16,7 @@ from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
 from postroom.payloads import Decoder, decoder_for, payload_type_of
 from postroom.payloads.kinds import FieldReader, in_words
-from postroom.payloads.problems import UNKNOWN_TAG, type_name
+from postroom.payloads.problems import UNKNOWN_TAG, json_path, type_name
 from postroom.types import C, P, R
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
@@ -239,12 +239,17 @@ class Router(Generic[C, R]):
         try:
             payload = self._union(message)
         except ValidationError as error:
-            if UNKNOWN_TAG not in str(error):
+            # Of the payload itself: of a part of it that may be of several types, the kind is known.
+            if UNKNOWN_TAG not in str(error) or error.path not in self._places_of_tags():
                 raise
             problem = self._problem(None, message)
         else:
             return Routed(self._route_of(payload), payload)
         raise problem
+
+    def _places_of_tags(self) -> set[str]:
+        configs = (getattr(kind, "__struct_config__", None) for kind in self._routes)
+        return {"$", "$[0]", *(json_path([config.tag_field]) for config in configs if config is not None)}
 
     def _route_of(self, payload: Any) -> Route:
         route = self._routes.get(type(payload))
@@ -255,7 +260,13 @@ class Router(Generic[C, R]):
     def _decoder_of_types(self) -> Decoder:
         types = tuple(self._routes)
         try:
-            return decoder_for(types[0] if len(types) == 1 else Union[types])  # noqa: UP007 - made of a tuple
+            union: Any = types[0] if len(types) == 1 else Union[types]  # noqa: UP007 - made of a tuple
+            field = _field_that_tells(types)
+            if field is not None:  # without it pydantic tries all of them, and knows no unknown kind
+                from pydantic import Field  # noqa: PLC0415 - an extra
+
+                union = Annotated[union, Field(discriminator=field)]
+            return decoder_for(union)
         except ConfigurationError as error:
             text = (
                 "give the structs tags (class OrderCreated(msgspec.Struct, tag=True)), or say which kind has which "
@@ -310,6 +321,20 @@ class Router(Generic[C, R]):
                 return Retry(text, delay=self._delay)
             case _:
                 return UnknownKind(f"{text} (handlers: {', '.join(self.kinds)})", message_id=message.id)
+
+
+def _field_that_tells(types: Sequence[Any]) -> str | None:
+    """Return the field by which models of pydantic's say which they are: a Literal with other values in each."""
+    models = [getattr(kind, "model_fields", {}) for kind in types]
+    for name in models[0] if len(models) > 1 else ():
+        fields = [each.get(name) for each in models]
+        hints = [getattr(each, "annotation", None) for each in fields]
+        values = [value for hint in hints for value in get_args(hint)]
+        aliases = [getattr(each, "validation_alias", None) for each in fields]
+        alike = all(each is None or isinstance(each, str) for each in aliases) and len(set(aliases)) == 1
+        if alike and all(get_origin(hint) is Literal for hint in hints) and len(set(values)) == len(values):
+            return str(name)
+    return None
 
 
 def router_of(handler: object) -> Router[Any, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from postroom.consumer import current_message
+from postroom.consumer.batching import current_batch
 from postroom.log_fields import FIELDS, Step, about
 
 __all__ = ["JsonFormatter", "MessageFields", "message_fields"]
@@ -27,12 +28,17 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 def message_fields() -> dict[str, object]:
     """Return the fields of the message that the calling code handles: queue, tenant, message_id, attempt, step.
 
-    Empty outside of a handler. For whatever adds fields to log lines, spans or errors.
+    In a batch handler those that its messages share. Empty outside of a handler. For whatever adds fields to log
+    lines, spans or errors.
     """
-    ctx = current_message()
-    if ctx is None:
+    if (ctx := current_message()) is not None:
+        found = about(ctx, step=Step.HANDLER)
+    elif (batch := current_batch()) is not None:
+        queues = {each.message.queue for each in batch.items}
+        found = about(queue=queues.pop() if len(queues) == 1 else None, tenant=batch.tenant, step=Step.HANDLER)
+    else:
         return {}
-    return {name: value for name, value in about(ctx, step=Step.HANDLER).items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class MessageFields(logging.Filter):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from postroom import (
     ConfigurationError,
     Consumer,
+    Drop,
     Failure,
     Message,
     MessageContext,
@@ -173,6 +174,46 @@ def test_a_handler_is_chosen_by_its_type(types: tuple[Any, Any]) -> None:
     )
     ran = _ran(router, *((body, None) for body in bodies), seen=seen, until=2)
     assert sorted(name for name, _ in ran.seen) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "body"), [((Tagged, Other), '{"type": "new"}'), ((Card, Cash), '{"kind": "new", "number": 1}')]
+)
+def test_an_unknown_type_has_a_policy(kinds: tuple[Any, Any], body: str) -> None:
+    """Of tagged structs, and of models that a field tells apart."""
+    router: Router[Tenant, None] = Router(unknown="drop")
+    for kind in kinds:
+        router.handler(payload=kind)(_nothing)
+    with pytest.raises(Drop, match="of none that has a handler"):
+        router.decode(Message(id="1", body=body))
+
+
+class Several(msgspec.Struct, tag_field="type", tag="several"):
+    """A kind with a part that may be of two types."""
+
+    part: Tagged | Other
+
+
+class Paying(BaseModel):
+    """A kind of pydantic's with such a part."""
+
+    by: Annotated[Card | Cash, Field(discriminator="kind")]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "body"),
+    [
+        ((Several, Other), '{"type": "several", "part": {"type": "new"}}'),
+        ((Paying, Cash), '{"by": {"kind": "new"}}'),
+    ],
+)
+def test_a_part_of_an_unknown_type_makes_no_unknown_kind(kinds: tuple[Any, Any], body: str) -> None:
+    """The message is of a kind that has a handler, and it fails: it is not deleted as one without a handler."""
+    router: Router[Tenant, None] = Router(unknown="drop")
+    for kind in kinds:
+        router.handler(payload=kind)(_nothing)
+    with pytest.raises(ValidationError, match="not one of the allowed tags"):
+        router.decode(Message(id="1", body=body))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Log lines in JSON, and which configuration counts."""
 
+import asyncio
 import json
 import logging
 import os
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from postroom import BatchContext, Consumer
 from postroom.integrations.logs import JsonFormatter, MessageFields, message_fields
 from postroom.log_fields import FIELDS
+from support.world import Order, Tenant, World, in_world
 
 
 def written(*arguments: object, text: object = "hello", **fields: Any) -> dict[str, Any]:
@@ -78,6 +81,26 @@ def test_an_exception_is_one_field() -> None:
         line = written(exc_info=sys.exc_info())
     assert line["exception"].endswith("ValueError: broken")
     assert written(exc_text="rendered")["exception"] == "rendered"
+
+
+def test_a_line_of_a_batch_handler_names_what_its_messages_share() -> None:
+    """The queue and the tenant, in threads too; no message alone, also not the one that began the batch."""
+
+    async def scenario(world: World) -> list[dict[str, object]]:
+        world.create()
+        seen: list[dict[str, object]] = []
+        orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
+
+        @orders.batch_handler(size=2)
+        async def store(payloads: list[Order], batch: BatchContext[Tenant, None]) -> None:
+            seen.extend([message_fields(), await asyncio.to_thread(message_fields)])
+
+        world.send_orders("1", "2", tenant="acme")
+        async with orders:
+            await asyncio.sleep(5)
+        return seen
+
+    assert in_world(scenario) == 2 * [{"queue": "orders", "tenant": "acme:eu-west-1", "step": "handler"}]
 
 
 def test_outside_of_a_handler_there_are_no_fields() -> None:
