@@ -291,18 +291,21 @@ def test_a_token_that_is_too_short_is_refused_by_its_option(app: str, token: str
     assert done.stderr.startswith("Error: --console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least 12 char")
 
 
-def test_sigterm_ends_the_process_also_during_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("during", ["postroom.cli.run.load", "postroom.consumer.runner.run_to_exit"])
+def test_sigterm_ends_the_process_also_before_the_consumers_listen(
+    during: str, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Process 1 of a container gets no signal that has no handler. Afterwards all is as it was."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def load(_name: str) -> list[object]:
+    def comes(*_args: object, **_options: object) -> list[object]:
         handler = signal.getsignal(signal.SIGTERM)
         assert callable(handler)
         handler(signal.SIGTERM, None)
         raise AssertionError("it goes on")
 
-    monkeypatch.setattr("postroom.cli.run.load", load)
-    assert CliRunner().invoke(main, ["run", "shop:orders"]).exit_code == 128 + signal.SIGTERM
+    monkeypatch.setattr(during, comes)
+    assert CliRunner().invoke(main, ["run", f"{app}:orders"]).exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
 
 
