@@ -220,6 +220,13 @@ def test_a_queue_that_cannot_be_reached_is_waited_for_as_long_as_it_was_said(tmp
     assert "Traceback" not in output
 
 
+def test_a_consumer_that_is_named_twice_is_refused(app: str) -> None:
+    """By two names, or by one that stands for a list: it cannot run beside itself. Two of one queue can."""
+    done = CliRunner().invoke(main, ["run", f"{app}:orders", f"{app}:nested.orders"])
+    assert done.exit_code == 2
+    assert done.stderr == "Error: the consumer of 'orders' is named twice: name each once\n"
+
+
 def test_the_wait_is_seconds() -> None:
     """Anything else is a usage error, exit code 2."""
     for wrong in ("-1", "soon"):
