@@ -96,8 +96,9 @@ _HOOK: Final = re.compile(
     r"(?P<head>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/\d{1,40}/))(?P<value>[\w/-]+)"
 )
 _ELEMENT: Final = re.compile(
-    # <Password>x</Password>, and <add key="Password" value="x"/>.
+    # <Password>x</Password>, and <add key="Password" value="x"/>. Valkey says: AUTH <password> called without any ...
     rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s+[\w:.-]{{1,40}}\s*=\s*\\*["'][^<>]{{0,200}})?(?<!/)>"""
+    r"""(?!\ called\ without\ any\ )"""
     rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
     re.IGNORECASE,
 )
