@@ -102,8 +102,9 @@ _REFUSED_HEADER: Final = re.compile(
     rf"""(?P<head>\bheader value:? b?(?=\\*['"]))(?P<value>{_VALUE})"""
 )
 _ELEMENT: Final = re.compile(
-    # <Password>x</Password>, and <add key="Password" value="x"/>.
+    # <Password>x</Password>, and <add key="Password" value="x"/>. Valkey says: AUTH <password> called without any ...
     rf"""(?P<head><[\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}(?:\s+[\w:.-]{{1,40}}\s*=\s*\\*["'][^<>]{{0,200}})?(?<!/)>"""
+    r"""(?!\ called\ without\ any\ )"""
     rf"""|\b(?:key|name)=["'][\w:.-]{{0,40}}{_WORD}[\w:.-]{{0,40}}["']\s+value=["'])(?P<value>[^<>"']+)""",
     re.IGNORECASE,
 )

@@ -197,6 +197,37 @@ def test_a_missing_queue_and_a_taken_port_are_things_to_change() -> None:
             assert "Error: " in output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "consumes"),
+    [
+        ([], None),
+        (["--queue", "mine"], ("mine", "http://127.0.0.1:9")),
+        (["--endpoint-url", "http://127.0.0.1:8"], (command.QUEUE, "http://127.0.0.1:8")),
+    ],
+)
+def test_the_variable_for_other_commands_leaves_the_demo_as_it_is(
+    arguments: list[str], consumes: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README has it exported before the demo is tried: nothing need listen there any longer."""
+    found: list[object] = []
+
+    async def tell_the_story(_: object, **__: object) -> int:
+        found.append(None)
+        return 0
+
+    async def consume_elsewhere(_: object, *where: str) -> int:
+        found.append(where)
+        return 0
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:9")
+    monkeypatch.setattr(command, "_tell_the_story", tell_the_story)
+    monkeypatch.setattr(command, "_consume_elsewhere", consume_elsewhere)
+    monkeypatch.setattr(command, "log_to_stderr", lambda *_, **__: None)
+    with pytest.raises(SystemExit):
+        command.demo.main(arguments, standalone_mode=False)
+    assert found == [consumes]
+
+
 def test_a_wrong_finding_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The exit code is judged by what was read back, and by nothing else."""
 

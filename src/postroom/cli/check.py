@@ -121,6 +121,8 @@ def _reports(name: str, deployment: "Deployment", *, offline: bool) -> "Iterator
         advice = f"it is raised at {place_of(problem)}"
         yield Report(name, [Finding(Level.ERROR, "import", describe(problem), advice)])
         return
+    if not loaded:  # else nothing was looked at, and a step of a pipeline passes
+        yield Report(name, [Finding(Level.ERROR, "import", f"{name!r} has no consumers: the list is empty")])
     for consumer in loaded:
         yield asyncio.run(inspect_consumer(consumer, deployment, offline=offline))
 

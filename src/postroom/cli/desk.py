@@ -9,11 +9,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 URL: Final = "http://127.0.0.1:8081/"
 
 
+def _one(_context: click.Context, _option: click.Parameter, url: str) -> str:
+    if len(named := url.split()) > 1:  # as POSTROOM_CONSOLE_URL may, for the commands that act
+        raise click.BadParameter(f"this command looks at one console: say --url {named[0]}, or another of them")
+    return url
+
+
 def console_options(function: F) -> F:
     """Add what leads to a console."""
     return _access(
         click.option("--url", default=URL, show_default=True, envvar="POSTROOM_CONSOLE_URL", show_envvar=True,
-                     help="The console: of `postroom run --console`, or where it is mounted.")(function)
+                     callback=_one, help="The console: of `postroom run --console`, or where it is mounted.")(function)
     )  # fmt: skip
 
 

@@ -99,35 +99,36 @@ def run(
     Exit codes: 0 clean, 1 a consumer died, 2 it could not be started as configured, 3 work was cancelled; the one of
     a handler that calls sys.exit.
     """
-    from postroom.consumer.runner import run_to_exit
-    from postroom.integrations.health import HealthServer
-
     if reloads:
         from postroom.cli.reloading import run_reloading
 
         sys.exit(run_reloading(directory))
     use_endpoint(endpoint_url)
     sys.path.insert(0, str(directory.resolve()))
-    try:
-        with _ends_at_sigterm():
-            loaded = [consumer for name in consumers for consumer in load(name)]
-    except CommandError as refused:
-        if log_format != "json":
-            raise
-        _set_up_logs(log_level, log_format)
-        _say_in_the_log(refused)
-        sys.exit(refused.exit_code)
-    _set_up_logs(log_level, log_format)
-    beside: list[AbstractAsyncContextManager[object]] = []
-    if health_port is not None:
-        beside.append(HealthServer(*loaded, port=health_port, host=health_host))
-    if console_at is not None:
-        beside.append(_console(loaded, console_at, console_token, console_hosts))
-    if usage is not None:
-        from postroom.console import UsageMeter
+    with _ends_at_sigterm():  # around all of it: until the consumers' own handlers are there, something has to listen
+        from postroom.consumer.runner import run_to_exit
+        from postroom.integrations.health import HealthServer
 
-        beside.append(UsageMeter(*loaded, path=usage))
-    sys.exit(int(run_to_exit(loaded, wait=wait, beside=_together(beside) if beside else None)))
+        try:
+            loaded = [consumer for name in consumers for consumer in load(name)]
+            _check_once(loaded)
+        except CommandError as refused:
+            if log_format != "json":
+                raise
+            _set_up_logs(log_level, log_format)
+            _say_in_the_log(refused)
+            sys.exit(refused.exit_code)
+        _set_up_logs(log_level, log_format)
+        beside: list[AbstractAsyncContextManager[object]] = []
+        if health_port is not None:
+            beside.append(HealthServer(*loaded, port=health_port, host=health_host))
+        if console_at is not None:
+            beside.append(_console(loaded, console_at, console_token, console_hosts))
+        if usage is not None:
+            from postroom.console import UsageMeter
+
+            beside.append(UsageMeter(*loaded, path=usage))
+        sys.exit(int(run_to_exit(loaded, wait=wait, beside=_together(beside) if beside else None)))
 
 
 @contextmanager
@@ -149,6 +150,13 @@ def _ends_at_sigterm() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_once(consumers: "list[Consumer[Any, Any]]") -> None:
+    """Refuse a consumer that several names lead to, such as one that stands in a list as well."""
+    for number, consumer in enumerate(consumers):
+        if any(consumer is each for each in consumers[:number]):
+            raise CommandError(f"the consumer of {consumer.queue!r} is named twice: name each once")
 
 
 def _console(

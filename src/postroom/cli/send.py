@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -16,6 +16,8 @@ from postroom.cli.numbers import WholeNumber
 from postroom.display import counted
 from postroom.message import MessageAttribute, OutgoingMessage
 from postroom.sending.batches import batches
+
+_ABOVE: Final = "the ids above were sent, and no other"
 
 
 @click.command()
@@ -74,11 +76,11 @@ def _utf8(lines: Iterable[str]) -> Iterator[str]:
     """Yield lines. Raises ``CommandError`` at what is no text."""
     try:
         # `yield from` would close the file when this ends early, and click has detached that by then.
-        for line in lines:  # noqa: UP028
-            yield line
+        for number, line in enumerate(lines):
+            yield line if number else line.removeprefix("\ufeff")  # which PowerShell writes
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x}"
-        raise CommandError(f"--file is not UTF-8 text ({error.reason}: {byte}); the ids above were sent") from None
+        raise CommandError(f"--file is not UTF-8 text ({error.reason}: {byte}); {_ABOVE}") from None
 
 
 def parse_attribute(text: str) -> tuple[str, MessageAttribute]:
@@ -109,7 +111,7 @@ def read_json_lines(lines: Iterable[str], common: OutgoingMessage) -> Iterator[O
         try:
             line = decode(text)
         except (msgspec.MsgspecError, UnicodeError) as error:  # it names fields and types, and no value
-            raise CommandError(f"line {number} is not a message: {error}") from None
+            raise CommandError(f"line {number} is not a message: {error}; {_ABOVE}") from None
         own = {
             name: MessageAttribute("String" if isinstance(value, str) else "Number", string_value=str(value))
             for name, value in line.attributes.items()

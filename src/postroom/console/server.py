@@ -119,8 +119,8 @@ class ConsoleServer(Listener):
             exchange.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
             return
         refusal = self._hosts.refusal(dict(scope["headers"]))
-        if refusal is not None:
-            exchange.refuse(HTTPStatus.FORBIDDEN, refusal)
+        if refusal is not None:  # it names the option of ``postroom local``
+            exchange.refuse(HTTPStatus.FORBIDDEN, refusal.replace("--allow-host", "--console-host"))
             return
         await self._app(scope, exchange.receive, exchange.send)
 

@@ -310,6 +310,8 @@ class Member:
         for (tenant, part), (value, reason) in sending.items():
             if (name := name_or_none(tenant)) is not None:
                 changes[field_of(part, name)] = written(value, reason)
+                # Met by its decision: a list of what was decided here must not lose it with the next exchange.
+                self._met_rulings.setdefault(tenant, _NONE)
         if changes:
             await self._state.decide(self.name, changes)
         for key, decision in sending.items():

@@ -41,7 +41,7 @@ from django.core.signals import request_finished
 from django.db import connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.utils import ConnectionDoesNotExist, InternalError
-from django.test import SimpleTestCase
+from django.test import SimpleTestCase, override_settings
 
 from postroom.integrations.django import (
     NoTenantDatabase,
@@ -534,9 +534,24 @@ def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_to_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither arguments nor the setting: an error with both remedies."""
-    with pytest.raises(CommandError, match="POSTROOM_CONSUMERS"):
+    """Neither arguments nor the setting: an error with both remedies, and the exit code of ``postroom run``."""
+    with pytest.raises(CommandError, match="POSTROOM_CONSUMERS") as nothing:
         call_command("run_postroom")
-    with pytest.raises(CommandError, match="not MODULE:CONSUMER"):
+    with pytest.raises(CommandError, match="not MODULE:CONSUMER") as wrong:
         call_command("run_postroom", "shop")
+    assert nothing.value.returncode == wrong.value.returncode == 2
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["shop.nowhere:orders", "shop.nowhere:orders shop.tasks:orders"])
+def test_the_setting_may_be_a_text(named: str) -> None:
+    """As the environment variable of that name is; taken letter by letter, it names nothing."""
+    with override_settings(POSTROOM_CONSUMERS=named), pytest.raises(CommandError, match=r"no module 'shop\.nowhere'"):
+        call_command("run_postroom")
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan"])
+def test_the_wait_of_the_command_is_seconds(wait: str) -> None:
+    """Anything else is refused before something starts."""
+    with pytest.raises(CommandError, match="--wait: it takes a number of at least 0"):
+        call_command("run_postroom", "shop.tasks:orders", f"--wait={wait}")

@@ -47,6 +47,7 @@ attempts, _ = made(retry=RetryPolicy(attempts=20))
 slow, _ = made(shutdown=Shutdown(within=60))
 pooled, _ = made(resources=ResourcePool(database, weight=1, limits=PoolLimits(budget=50)))
 both = [good, pooled]
+none = []
 """
 
 
@@ -170,6 +171,13 @@ def test_an_import_that_fails_is_a_finding_with_its_place(server: ThreadedServer
     finding = findings(result)["error", "import"]
     assert "not_installed_anywhere" in finding["found"]
     assert finding["advice"].endswith("shop_broken.py:2")
+
+
+def test_a_name_without_consumers_does_not_pass(server: ThreadedServer, app: Path) -> None:
+    """A list that settings left empty: nothing was looked at."""
+    result = check(server, app, "shop_check:none", "--json")
+    assert result.exit_code == 2
+    assert findings(result)["error", "import"]["found"] == "'shop_check:none' has no consumers: the list is empty"
 
 
 @pytest.mark.parametrize(

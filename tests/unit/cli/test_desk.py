@@ -68,6 +68,15 @@ async def test_tenants_are_listed_and_acted_on_from_a_shell() -> None:
     assert "no console answers at" in gone.output
 
 
+@pytest.mark.parametrize("command", [("tenants", "list"), ("status", "--once")])
+def test_a_look_at_several_consoles_says_to_name_one(command: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that names several for the commands that act is the same."""
+    monkeypatch.setenv("POSTROOM_CONSOLE_URL", "http://127.0.0.1:8081/ http://127.0.0.1:8082/")
+    looked = CliRunner().invoke(main, command)
+    assert looked.exit_code == 2
+    assert "this command looks at one console: say --url http://127.0.0.1:8081/" in " ".join(looked.stderr.split())
+
+
 async def test_offboarding_a_misspelled_tenant_says_which_names_are_near() -> None:
     """It is done all the same, as every action is; but it must not pass for the other tenant's."""
     async with LocalBroker() as broker:

@@ -51,7 +51,7 @@ def test_one_variable_means_one_thing() -> None:
             assert parameter.name is not None
             meanings.setdefault(parameter.envvar, set()).add(parameter.name)
     # Where run serves is where others ask: one of them, or several.
-    shared = {"POSTROOM_HEALTH_PORT", "POSTROOM_CONSOLE_TOKEN", "POSTROOM_CONSOLE_URL"}
+    shared = {"POSTROOM_HEALTH_PORT", "POSTROOM_HEALTH_HOST", "POSTROOM_CONSOLE_TOKEN", "POSTROOM_CONSOLE_URL"}
     assert {name for name, options in meanings.items() if len(options) > 1} <= shared
 
 

@@ -220,6 +220,13 @@ def test_a_queue_that_cannot_be_reached_is_waited_for_as_long_as_it_was_said(tmp
     assert "Traceback" not in output
 
 
+def test_a_consumer_that_is_named_twice_is_refused(app: str) -> None:
+    """By two names, or by one that stands for a list: it cannot run beside itself. Two of one queue can."""
+    done = CliRunner().invoke(main, ["run", f"{app}:orders", f"{app}:nested.orders"])
+    assert done.exit_code == 2
+    assert done.stderr == "Error: the consumer of 'orders' is named twice: name each once\n"
+
+
 def test_the_wait_is_seconds() -> None:
     """Anything else is a usage error, exit code 2."""
     for wrong in ("-1", "soon"):
@@ -291,18 +298,21 @@ def test_a_token_that_is_too_short_is_refused_by_its_option(app: str, token: str
     assert done.stderr.startswith("Error: --console-token (POSTROOM_CONSOLE_TOKEN) takes a secret of at least 12 char")
 
 
-def test_sigterm_ends_the_process_also_during_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("during", ["postroom.cli.run.load", "postroom.consumer.runner.run_to_exit"])
+def test_sigterm_ends_the_process_also_before_the_consumers_listen(
+    during: str, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Process 1 of a container gets no signal that has no handler. Afterwards all is as it was."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def load(_name: str) -> list[object]:
+    def comes(*_args: object, **_options: object) -> list[object]:
         handler = signal.getsignal(signal.SIGTERM)
         assert callable(handler)
         handler(signal.SIGTERM, None)
         raise AssertionError("it goes on")
 
-    monkeypatch.setattr("postroom.cli.run.load", load)
-    assert CliRunner().invoke(main, ["run", "shop:orders"]).exit_code == 128 + signal.SIGTERM
+    monkeypatch.setattr(during, comes)
+    assert CliRunner().invoke(main, ["run", f"{app}:orders"]).exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -149,6 +149,7 @@ def test_a_queue_that_does_not_exist_is_something_to_change(server: ThreadedServ
     assert result.output.startswith("Error: ")
 
 
+ABOVE = "the ids above were sent, and no other"
 messages = st.builds(OutgoingMessage, body=st.sampled_from(["x", "y" * 300_000, "z" * 1_000_000, "ä" * 200_000]))
 
 
@@ -159,7 +160,7 @@ def test_lines_that_are_no_text_are_one_line_of_error(server: ThreadedServer, tm
         server.create_queue("orders")
         result = _send(server, "--file", str(tmp_path / "bodies"))
     assert result.exit_code == 2
-    assert result.output == ("Error: --file is not UTF-8 text (invalid start byte: 0xff); the ids above were sent\n")
+    assert result.output == f"Error: --file is not UTF-8 text (invalid start byte: 0xff); {ABOVE}\n"
 
 
 def test_a_wrong_line_of_stdin_leaves_one_line_of_error(server: ThreadedServer) -> None:
@@ -175,7 +176,18 @@ def test_a_wrong_line_of_stdin_leaves_one_line_of_error(server: ThreadedServer) 
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr == "Error: line 2 is not a message: Object contains unknown field `text`\n"
+    said = f"Error: line 2 is not a message: Object contains unknown field `text`; {ABOVE}\n"
+    assert (done.stdout, done.stderr) == ("", said)
+
+
+@pytest.mark.parametrize(("options", "line"), [(["--json-lines"], '{"body": "x"}'), ([], "x")])
+def test_a_byte_order_mark_is_no_part_of_a_message(server: ThreadedServer, options: list[str], line: str) -> None:
+    """PowerShell writes one in front of the first line."""
+    with server:
+        server.create_queue("orders")
+        result = _send(server, *options, stdin=f"\ufeff{line}\n{line}\n")
+        assert result.exit_code == 0, result.output
+        assert [message["Body"] for message in _received(server)] == ["x", "x"]
 
 
 def test_a_signal_ends_it_behind_the_batch_that_is_under_way(

@@ -259,6 +259,28 @@ def test_a_decision_before_the_start_reaches_the_fleet() -> None:
     in_world(scenario)
 
 
+def test_a_decision_about_a_tenant_without_messages_stays_in_the_list() -> None:
+    """The replica that it was made in lists the tenant until the decision is taken back, here or elsewhere."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        diary, state = Diary(), FaultyState()
+        async with (
+            replica(world, diary, Fleet(state, per_tenant=3), "one") as one,
+            replica(world, diary, Fleet(state, per_tenant=3), "two") as two,
+        ):
+            one.tenants.pause(A, reason="moving")
+            two.tenants.limit(B, rate=5)
+            await asyncio.sleep(5)
+            assert [(each.key, each.state, each.reason) for each in one.tenants] == [(A, TenantState.PAUSED, "moving")]
+            assert [(each.key, each.rate) for each in two.tenants] == [(B, 5)]
+            two.tenants.resume(A)
+            await asyncio.sleep(5)
+            assert list(one.tenants) == []
+
+    in_world(scenario)
+
+
 def test_a_limit_by_an_operator_is_the_fleets() -> None:
     """F11: limit(concurrency=2) is two handlers over both replicas, and ends when it is taken back."""
 

@@ -308,6 +308,16 @@ def test_an_unhealthy_process_is_exit_code_1_and_a_wrong_url_2() -> None:
     assert (wrong.returncode, "is not a URL" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("served", "asked"),
+    [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1"), ("127.0.0.2", "127.0.0.2")],  # noqa: S104
+)
+def test_the_command_asks_where_the_same_environment_has_the_pages_served(served: str, asked: str) -> None:
+    """A container's check has the variables of its process, and would end a healthy one if it asked elsewhere."""
+    found = _command("health", POSTROOM_HEALTH_HOST=served, POSTROOM_HEALTH_PORT="9")  # no port of this machine answers
+    assert (found.returncode, found.stderr.partition(": ")[0]) == (1, f"no answer from {asked}:9")
+
+
 def test_a_health_port_that_is_taken_ends_the_start_with_exit_code_2(tmp_path: Path) -> None:
     """A worker that cannot be asked would be restarted without end, and without a word."""
     (tmp_path / "shop_health.py").write_text(APP)

@@ -137,6 +137,7 @@ def test_a_secret_is_known_by_its_form(text: str) -> None:
     "text",
     [
         'password authentication failed for user "app"',
+        "AUTH <password> called without any password configured for the default user. Are you sure?",
         "the security token included in the request is invalid",
         "asyncpg.exceptions.InvalidPasswordError: password authentication failed",
         "botocore.exceptions.UnauthorizedSSOTokenError: The SSO session has expired",

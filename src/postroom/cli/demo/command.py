@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from postroom.cli import INTERRUPTED, CommandError
 from postroom.cli.demo.application import example
@@ -95,8 +96,11 @@ def demo(
 
     Starts a local SQS and the tenants' databases, consumes, sends the example's five messages over the SQS protocol,
     and reads back what came of them. Exit code 0 only if that is right. With --queue or --endpoint-url it consumes an
-    existing queue until SIGINT or SIGTERM instead.
+    existing queue until SIGINT or SIGTERM instead; the variable alone says where SQS is for other commands.
     """
+    source = click.get_current_context().get_parameter_source("endpoint_url")
+    if source is ParameterSource.ENVIRONMENT and queue is None:
+        endpoint_url = None
     if is_noisy:
         from postroom.cli.demo.noisy import noisy
 

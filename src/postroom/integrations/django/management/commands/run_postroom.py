@@ -1,14 +1,26 @@
 """``python manage.py run_postroom``: consumers as the main job of a process, with Django set up."""
 
+import argparse
 import logging
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from postroom.consumer.loading import WrongName, load_consumers
 from postroom.consumer.runner import run_to_exit
+from postroom.types import ExitCode
+
+_TO_CHANGE: Final = int(ExitCode.CONFIGURATION)
+
+
+def seconds(text: str) -> float:
+    """Read what ``--wait`` takes. The name stands in what argparse says of other texts."""
+    if not (found := float(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"it takes a number of at least 0; got {text!r}")
+    return found
 
 
 class Command(BaseCommand):
@@ -26,20 +38,23 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--wait",
-            type=float,
+            type=seconds,
             metavar="SECONDS",
             help="how long to wait for a queue that cannot be reached yet; else until it answers",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
         """Run until a signal."""
-        names: list[str] = options["consumers"] or list(getattr(settings, "POSTROOM_CONSUMERS", ()))
+        named: str | Sequence[str] = options["consumers"] or getattr(settings, "POSTROOM_CONSUMERS", None) or ()
+        # As a text it is what the environment variable of that name is: separated by spaces.
+        names = named.split() if isinstance(named, str) else named
         if not names:
-            raise CommandError("name consumers, such as shop.tasks:orders, here or in the setting POSTROOM_CONSUMERS")
+            text = "name consumers, such as shop.tasks:orders, here or in the setting POSTROOM_CONSUMERS"
+            raise CommandError(text, returncode=_TO_CHANGE)
         try:
             loaded = [consumer for name in names for consumer in load_consumers(name)]
         except WrongName as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(str(error), returncode=_TO_CHANGE) from error
         if not (logging.getLogger().handlers or logging.getLogger("postroom").handlers):  # LOGGING says nothing of it
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         sys.exit(int(run_to_exit(loaded, wait=options["wait"])))
