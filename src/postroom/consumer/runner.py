@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Generator, Sequence
@@ -358,6 +359,10 @@ def _verdict(started: Sequence[Consumer[Any, Any]], problems: Sequence[BaseExcep
     return ExitCode.CANCELLED_WORK if cancelled else ExitCode.CLEAN
 
 
+_heard: set[signal.Signals] = set()
+"""The signals that consumers of this process listen to."""
+
+
 @contextmanager
 def _signals(process: _Process) -> Generator[None]:
     loop = asyncio.get_running_loop()
@@ -369,7 +374,26 @@ def _signals(process: _Process) -> Generator[None]:
             except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not on this platform
                 break
             installed.append(number)
+            _heard.add(number)
         yield
     finally:
         for number in installed:
             loop.remove_signal_handler(number)
+            _heard.discard(number)
+
+
+def _leave_signals_to_the_child() -> None:
+    """Have a forked child, such as one of ``multiprocessing`` in a handler, end at a signal as any program does.
+
+    It has the handlers of its parent, which end nothing there, and writes to the pipe by which the parent's loop hears
+    signals: one that is meant for the child would stop the parent's consumers.
+    """
+    if _heard:
+        signal.set_wakeup_fd(-1)
+    for number in _heard:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _heard.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_signals_to_the_child)

@@ -263,6 +263,52 @@ def test_a_handler_that_exits_decides_on_the_exit_code(tmp_path: Path, definitio
     assert "Stopped consuming" in output
 
 
+FORKS = """
+import multiprocessing, time
+from postroom import Consumer, MessageContext
+
+orders = Consumer("orders")
+
+def work(begun):
+    begun.set()
+    time.sleep(60)
+
+@orders.handler
+HANDLE:
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    child = fork.Process(target=work, args=(begun,))
+    child.start()
+    begun.wait(20)
+    child.terminate()
+    child.join(20)
+    child.kill()
+    print("the child ended with", child.exitcode, flush=True)
+"""
+
+
+@pytest.mark.parametrize("definition", ["async def", "def"])
+def test_a_signal_for_a_child_of_a_handler_ends_the_child_alone(tmp_path: Path, definition: str) -> None:
+    """As ``with multiprocessing.Pool()`` sends it: the handler goes on, and so do the consumers of its process."""
+    code = textwrap.dedent(FORKS).replace("HANDLE", f"{definition} handle(body: dict, ctx: MessageContext) -> None")
+    (tmp_path / "shop_forks.py").write_text(code)
+    with ThreadedServer() as server:
+        server.create_queue("orders")
+        server.call(lambda broker: broker.send("orders", '{"n": 7}'))
+        worker = _start(tmp_path, "shop_forks:orders", "--endpoint-url", server.endpoint_url)
+        assert worker.stdout is not None
+        seen = ""
+        while "the child ended with" not in seen:
+            line = worker.stdout.readline()
+            assert line, seen
+            seen += line
+        worker.send_signal(signal.SIGINT)
+        output, _ = worker.communicate(timeout=30)
+    assert "the child ended with -15" in seen
+    assert "SIGTERM" not in seen + output
+    assert worker.returncode == 0
+
+
 HANGS = """
 import asyncio, threading
 from postroom import Consumer, MessageContext, Shutdown
