@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import botocore.session
+import hcl2
 import jsonschema
 import promql_parser
 import pytest
@@ -77,7 +78,6 @@ async def test_the_policy_is_the_one_that_the_check_prints() -> None:
 
 def _resources(name: str) -> dict[str, Any]:
     """Return Terraform's configuration as plain values."""
-    hcl2 = pytest.importorskip("hcl2", reason="python-hcl2 is not installed")
     with (DEPLOY / "terraform" / name).open() as file:
         return dict(_plain(hcl2.load(file)))
 
