@@ -459,7 +459,7 @@ MUTANTS = (
     Mutant(
         "gives the lease back before the handler",
         swap(ResourcePool, "try_hold", _released_before_the_handler),
-        0,
+        3,
         "I2",
     ),
     Mutant("extends after the backoff was sent", _does_nothing(Heartbeat, "uncover"), 5, "S3"),
@@ -481,7 +481,7 @@ MUTANTS = (
     Mutant("uses an older receipt handle", swap(Delivery, "renew", _ignores_newer), 11, "S6"),
     Mutant("counts an extension from its answer", swap(Heartbeat, "send", _counts_from_the_answer), 96, "S4"),
     Mutant("grants one slot too many", swap(Scheduler, "adjust", _one_more), 6, "slots"),
-    Mutant("wakes no poller after a receive", swap(Poller, "receive", _quiet_after_a_receive), 107, "liveness"),
+    Mutant("wakes no poller after a receive", swap(Poller, "receive", _quiet_after_a_receive), 400, "liveness"),
     Mutant("takes every refusal for a loss", swap(Heartbeat, "send", _refuses_for_good), 14, "I6"),
     Mutant("leaves the heartbeat running", does_nothing_later(lifecycle.Run, "_end_heartbeat"), 0, "I8"),
     Mutant("does not flush", does_nothing_later(Settler, "drain"), 62, "S7"),
