@@ -63,7 +63,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "shop_typo.py").write_text("orders = 1\ndef handle(:\n")
     (tmp_path / "shop_exits.py").write_text('import sys\nsys.exit("ORDERS_DSN is not set")\n')
     (tmp_path / "shop_exits_well.py").write_text("import sys\nsys.exit(0)\n")
-    (tmp_path / "shop_prints.py").write_text('print("settings were read")\nfrom shop_check import good\n')
+    (tmp_path / "shop_prints.py").write_text('print("settings were read", flush=True)\nfrom shop_check import good\n')
     (tmp_path / "shop_refused.py").write_text('raise OSError("no entry in postgres://app:hunter2@db/acme")\n')
     yield tmp_path
     sys.modules.pop("shop_check", None)

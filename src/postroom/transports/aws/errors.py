@@ -253,7 +253,8 @@ def _behind(error: Exception) -> _Meaning | None:
     # What fails on the way has a class of botocore's own.
     if isinstance(inner, FileNotFoundError | IsADirectoryError | PermissionError | ssl.SSLError):
         return _NO_CERTIFICATES
-    return _PROXY if type(inner).__name__ == "InvalidProxiesConfigError" else None
+    # The second by older versions of aiobotocore. The endpoint's URL was looked at before.
+    return _PROXY if type(inner).__name__ in {"InvalidProxiesConfigError", "InvalidURL"} else None
 
 
 def _module_of(frame: FrameType) -> object:
