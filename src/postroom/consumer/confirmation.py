@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from postroom.errors import PostroomError
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Described, Log, Step, about, tenant_in_words
 
 _log = Log("postroom.consumer", Step.HANDLER)
 
@@ -28,10 +28,11 @@ class Confirmation(Coroutine[Any, Any, None]):
     One that async code forgets to await is logged as a warning, and is a ``RuntimeWarning``.
     """
 
-    __slots__ = ("_coroutine", "_what", "_work")
+    __slots__ = ("_coroutine", "_of", "_what", "_work")
 
-    def __init__(self, work: Work, what: str) -> None:
+    def __init__(self, work: Work, what: str, of: Described | None = None) -> None:
         self._work: Work | None = work
+        self._of = of  # which message
         self._what = what
         self._coroutine: Coroutine[Any, Any, None] | None = None
 
@@ -56,28 +57,29 @@ class Confirmation(Coroutine[Any, Any, None]):
 
     def close(self) -> None:
         """Give it up: the protocol of coroutines."""
-        self._work = None
+        self._work = self._of = None
         if self._coroutine is not None:
             self._coroutine.close()
 
     def _begun(self) -> Coroutine[Any, Any, None]:
         if self._coroutine is None:
             self._coroutine = _nothing() if self._work is None else self._work()
-            self._work = None
+            self._work = self._of = None
         return self._coroutine
 
     def __del__(self) -> None:
         if self._work is not None:
-            self._work = None  # who keeps the warning does not keep the message
-            text = f"{self._what} was never awaited, so it did nothing: write `await ctx...` in an async handler"
-            _log.warning("%s", text)
+            of, self._work, self._of = self._of, None, None  # who keeps the warning does not keep the message
+            what = self._what if of is None else f"{self._what} of {tenant_in_words(of.tenant)}"
+            text = f"{what} was never awaited, so it did nothing: write `await ctx...` in an async handler"
+            _log.warning("%s", text, extra=about(of))
             warnings.warn(text, RuntimeWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"<Confirmation of {self._what}>"
 
 
-def confirmed(loop: asyncio.AbstractEventLoop, work: Work, what: str) -> Confirmation:
+def confirmed(loop: asyncio.AbstractEventLoop, work: Work, what: str, of: Described) -> Confirmation:
     """Do some work in the consumer's event loop, from wherever this is called.
 
     In that loop, the caller awaits what is returned. In a thread without a loop, this returns when the work is done.
@@ -91,8 +93,8 @@ def confirmed(loop: asyncio.AbstractEventLoop, work: Work, what: str) -> Confirm
         _wait_in_thread(loop, work, what)
         return _done(what)
     if running is not loop:
-        return Confirmation(lambda: _from_another_loop(loop, work, what), what)
-    confirmation = Confirmation(work, what)
+        return Confirmation(lambda: _from_another_loop(loop, work, what), what, of)
+    confirmation = Confirmation(work, what, of)
     if (later := _later.get()) is not None and asyncio.current_task() is None:
         # A plain function that runs inline, in virtual time: there is no thread that could wait.
         later.append(confirmation)

@@ -197,7 +197,7 @@ class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
         # One object for both kinds of handlers: a coroutine that a thread forgets to await would do
         # nothing.
-        return confirmed(self._settles.loop, work, f"ctx.{method}() for message {self.message.id}")
+        return confirmed(self._settles.loop, work, f"ctx.{method}() for message {self.message.id}", self)
 
     async def _acknowledge(self) -> None:
         if self._settles.transactions:

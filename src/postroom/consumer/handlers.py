@@ -2,10 +2,11 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
-from typing import Any
+from types import UnionType
+from typing import Any, cast
 
 from postroom.checking import is_number
 from postroom.consumer.callables import is_async, name_of
@@ -13,7 +14,7 @@ from postroom.consumer.choices import Choice
 from postroom.consumer.context import Confirmation, MessageContext, settles_of, settling_later
 from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
-from postroom.consumer.threads import Outcome, Threads
+from postroom.consumer.threads import Threads
 from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
@@ -103,7 +104,7 @@ def _wrapped(layer: Middleware, call_next: CallNext) -> Handle:
         if not inspect.isawaitable(work):
             text = f"returned {type(work).__name__}: write it as `async def`, and await call_next"
             raise TypeError(f"middleware {name_of(layer)} {text}")
-        await work
+        refuse_unraised(await work, f"middleware {name_of(layer)}")
         if not all(map(_is_over, calls)):
             text = "called call_next and did not await it, so the message is not handled: write `await call_next(...)`"
             raise TypeError(f"middleware {name_of(layer)} {text}")
@@ -123,32 +124,38 @@ def _is_over(call: Any) -> bool:
 def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
-        timer = TimeLimit(timeout)
-        settles_of(ctx).limit = timer
-        try:
-            async with timer:
-                await handler(payload, ctx)
-        except TimeoutError as error:
-            if not timer.expired():  # a TimeoutError of the handler's own
-                raise
-            text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
-            raise HandlerTimeout(text, message_id=ctx.message.id) from error
-        except Exception as error:
-            if timer.expired():  # many a library makes an error of its own of a cancellation
-                _warn_cut_off(ctx, timeout, f"with {type(error).__name__}")
-            raise
-        if timer.expired():
-            _warn_cut_off(ctx, timeout, "without an error, which counts as success")
+        await _in_time(handler(payload, ctx), ctx, timeout)
 
     return handle
+
+
+async def _in_time(work: Awaitable[Any], ctx: MessageContext[Any, Any], timeout: float | None, spent: float = 0) -> Any:
+    """Await a handler's work within its time limit, of which some seconds may be spent already."""
+    timer = TimeLimit(None if timeout is None else timeout - spent)
+    settles_of(ctx).limit = timer
+    try:
+        async with timer:
+            result = await work
+    except TimeoutError as error:
+        if not timer.expired():  # a TimeoutError of the handler's own
+            raise
+        text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
+        raise HandlerTimeout(text, message_id=ctx.message.id) from error
+    except Exception as error:
+        if timer.expired():  # many a library makes an error of its own of a cancellation
+            _warn_cut_off(ctx, timeout, f"with {type(error).__name__}")
+        raise
+    if timer.expired():
+        _warn_cut_off(ctx, timeout, "without an error, which counts as success")
+    return result
 
 
 def _threaded(handler: Callable[..., Any], threads: Threads, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
-        warning = None
+        loop = asyncio.get_running_loop()
+        warning, began = None, loop.time()
         if timeout is not None:
-            loop = asyncio.get_running_loop()
             # In an empty context: the loop may keep a timer that was cancelled, and with it the message.
             warning = loop.call_later(timeout, _warn_overdue, ctx, timeout, context=Context())
         later: list[Confirmation] = []
@@ -157,20 +164,15 @@ def _threaded(handler: Callable[..., Any], threads: Threads, limit: Limit) -> Ha
         finally:
             if warning is not None:
                 warning.cancel()
-        await _finish(outcome, later)
+        result = outcome.unwrap()
+        for confirmation in later:
+            await confirmation
+        if inspect.isawaitable(result):  # of a plain function around an async one, such as a decorator's
+            result = await _in_time(result, ctx, timeout, loop.time() - began)
+        if result is not None:
+            refuse_unworked(result)
 
     return handle
-
-
-async def _finish(outcome: Outcome, later: Sequence[Confirmation]) -> None:
-    """Do what the call in the thread left to do: raise its error, or await what it returned."""
-    result = outcome.unwrap()
-    for confirmation in later:
-        await confirmation
-    if inspect.isawaitable(result):
-        result = await result
-    if result is not None:
-        refuse_unworked(result)
 
 
 def refuse_unworked(result: object) -> None:
@@ -184,6 +186,17 @@ def refuse_unworked(result: object) -> None:
     if isinstance(result, Future):
         text = "the handler returned a concurrent.futures.Future: wait for it, by `await asyncio.wrap_future(future)`"
         raise TypeError(f"{text}, or by `future.result()` in a plain `def` handler")
+    refuse_unraised(result, "the handler")
+    if isinstance(result, Mapping) and cast("Mapping[Any, Any]", result).get("batchItemFailures"):
+        text = "the handler returned batchItemFailures, which AWS Lambda understands: raise an error for its message"
+        raise TypeError(f"{text}, or call `batch.fail(index, error)` in a batch handler")
+
+
+def refuse_unraised(result: object, who: str, kinds: type[BaseException] | UnionType = BaseException) -> None:
+    """Fail for a function of the user's that returned an error, such as ``Retry``: it decides nothing so."""
+    kind = result if isinstance(result, type) else type(result)
+    if issubclass(kind, kinds):
+        raise TypeError(f"{who} returned {kind.__name__}, which decides nothing: write `raise {kind.__name__}(...)`")
 
 
 def _limit_for(ctx: MessageContext[Any, Any], limit: Limit) -> float | None:

@@ -14,7 +14,7 @@ from postroom.consumer.context import MessageContext, enter_message
 from postroom.consumer.core import Core, failure_named
 from postroom.consumer.engine import Engine
 from postroom.consumer.failing import FailureLog
-from postroom.consumer.handlers import refuse_unworked
+from postroom.consumer.handlers import refuse_unraised, refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
 from postroom.consumer.settling import Settling, log_last_receive
@@ -429,10 +429,11 @@ class Pipeline:
         limit = TimeLimit(self._patience)
         try:
             job.reporting = True
-            outcome = self._on_error(Failure(error, job.message, job.context, job.payload))
+            outcome: Any = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
                 async with limit:
-                    await outcome
+                    outcome = await outcome
+            refuse_unraised(outcome, "on_error", Retry | Reject | Drop | AlreadyHandled)
         # The only errors of `on_error` that mean something; any other is its own defect.
         except (Retry, Reject, Drop) as instruction:
             return instruction

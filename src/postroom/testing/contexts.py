@@ -75,7 +75,7 @@ class RecordedContext(MessageContext[C_co, R_co], frozen=True):
         return settles
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
-        confirmation = Confirmation(work, f"ctx.{method}() for message {self.message.id}")
+        confirmation = Confirmation(work, f"ctx.{method}() for message {self.message.id}", self)
         if not _in_event_loop():
             _run_at_once(confirmation)
         return confirmation

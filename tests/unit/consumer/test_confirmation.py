@@ -105,7 +105,8 @@ async def test_one_that_is_forgotten_is_said_aloud(method: Any, asked: Any, capl
         method(context_of(settles))
         gc.collect()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"ctx.{asked[0]}() for message 0f8fad5b" in caplog.text
+    assert f"ctx.{asked[0]}() for message 0f8fad5b of tenant acme was never awaited" in caplog.text
+    assert [(vars(record)["message_id"], vars(record)["tenant"]) for record in caplog.records] == [("0f8fad5b", "acme")]
     assert settles.asked == []
 
 

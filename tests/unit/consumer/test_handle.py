@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from postroom import HandlerTimeout, Message, MessageContext
+from postroom import Drop, HandlerTimeout, Message, MessageContext, Reject, Retry
 from postroom.consumer.context import current_message, enter_message
 from postroom.consumer.handlers import build_handle, refuse_unworked
 from postroom.consumer.threads import Outcome, Threads
@@ -120,6 +120,36 @@ async def test_a_generator_out_of_what_a_plain_handler_returned_is_a_failure_too
 
     with pytest.raises(TypeError, match="has not run"):
         await in_thread(lambda payload, ctx: work())
+
+
+@pytest.mark.parametrize("result", [Retry("later", delay=5), Reject("never"), ValueError("bad"), Drop, KeyError])
+async def test_what_returns_an_error_has_failed(result: Any) -> None:
+    """It was meant to be raised: counted as a success, the message would be deleted."""
+
+    async def handler(payload: Any, ctx: Any) -> Any:
+        return result
+
+    async def layer(payload: Any, ctx: Any, call_next: Any) -> Any:
+        return result
+
+    name = getattr(result, "__name__", type(result).__name__)
+    with pytest.raises(TypeError, match=rf"the handler returned {name}, .* write `raise {name}\("):
+        await call(handler)
+    with pytest.raises(TypeError, match=f"the handler returned {name}"):
+        await in_thread(lambda payload, ctx: result)
+    with pytest.raises(TypeError, match=f"middleware .*layer returned {name}"):
+        await call(handle, middleware=[layer])
+
+
+async def test_a_handler_that_says_which_have_failed_as_for_lambda_has_failed() -> None:
+    """None of them may be deleted. A list without any says that all were handled."""
+
+    async def handler(payload: Any, ctx: Any) -> Any:
+        return {"batchItemFailures": [{"itemIdentifier": name} for name in payload]}
+
+    with pytest.raises(TypeError, match=r"returned batchItemFailures.*batch\.fail\(index, error\)"):
+        refuse_unworked(await handler(["1"], None))
+    refuse_unworked(await handler([], None))
 
 
 async def test_any_other_result_is_of_no_interest() -> None:
@@ -260,6 +290,30 @@ def test_the_time_limit_may_be_chosen_for_each_message(
 
     assert run_virtual(main()) == seconds
     assert bool(caplog.records) is (tenant in {"nonsense", "text", "true", "x"})
+
+
+@pytest.mark.parametrize("blocked", [0.0, 0.75, 2.0])
+def test_the_time_limit_holds_for_an_async_handler_in_a_plain_decorator(blocked: float) -> None:
+    """It is called as a plain ``def``, and what that returned is awaited: the time before counts, too."""
+
+    async def handler(payload: Any, ctx: Any) -> None:
+        await asyncio.sleep(50)
+
+    class Inline:
+        """As a thread that takes its time."""
+
+        async def run(self, function: Callable[..., Any], *arguments: Any) -> Outcome:
+            """Call it."""
+            await asyncio.sleep(blocked)
+            return Outcome(function(*arguments))
+
+    async def main() -> float:
+        threads: Any = Inline()
+        with pytest.raises(HandlerTimeout, match="handler_timeout=1"):
+            await call(handler, timeout=1.0, threads=threads)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == max(1.0, blocked)
 
 
 def test_a_timeout_names_the_limit_that_held() -> None:

@@ -10,6 +10,7 @@ from postroom import (
     AckMode,
     ConfigurationError,
     Consumer,
+    Drop,
     Failure,
     Message,
     MessageContext,
@@ -212,6 +213,28 @@ def test_a_rejected_message_is_in_the_dead_letter_queue_at_once() -> None:
     letter = in_world(scenario)
     assert letter.message_attributes["postroom.reason"].string_value == "no such product in 1"
     assert letter.message_attributes["tenantId"].string_value == "a"
+
+
+@pytest.mark.parametrize("instruction", [Reject("never"), Drop("sent by mistake"), Retry(delay=600)])
+def test_an_instruction_that_on_error_returns_is_told_of(
+    instruction: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a lambda does, which cannot raise: nothing obeys it, and nothing said so."""
+
+    async def scenario(world: World) -> None:
+        world.create(dead_letters="dead")
+        orders = Consumer("orders", context=Tenant, on_error=lambda _: instruction, client=world.client)  # type: ignore[arg-type, return-value]
+
+        @orders.handler
+        async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
+            raise ZeroDivisionError
+
+        world.send_orders("1")
+        await consumed(orders, seconds=0.5)
+
+    in_world(scenario)
+    name = type(instruction).__name__
+    assert f"on_error returned {name}, which decides nothing: write `raise {name}(...)`" in caplog.text
 
 
 def test_on_error_may_decide_that_a_failure_is_poison() -> None:
