@@ -327,7 +327,7 @@ class Consumer(Generic[C, R]):
         """Change how many handlers run at once, also while the consumer runs. Call it in the event loop.
 
         Handlers that run are left alone: where there are more than allowed now, none is started until enough have
-        ended. A later start has the new numbers too.
+        ended. A later start has the new numbers too, and alone the new ``handler_timeout`` and ``resolver_timeout``.
 
         Raises:
             ConfigurationError: it is not a ``Concurrency``, leaves a batch handler too few slots for its size, or names

@@ -35,7 +35,7 @@ class FailureLog:
         """Log that an attempt failed."""
         tenant = tenant_in_words(job.tenant)
         for kind, what, step in _WHAT_FAILED:
-            if isinstance(error, kind):
+            if isinstance(error, kind) and (kind is ResourceError or not job.started):  # else the handler raised it
                 cause = raised_by_the_user(error.__cause__)
                 if kind is not ResourceError and self._is_one_of_many(job, error, cause):
                     return

@@ -327,6 +327,10 @@ class Intake:
         if found is None:
             text = "the context resolver returned None; let it return the context, or raise when there is none"
             raise ContextError(text, message_id=job.message.id)
+        if isinstance(found, BaseException):
+            name = type(found).__name__
+            text = f"the context resolver returned {name}, which is no context: write `raise {name}(...)`"
+            raise ContextError(text, message_id=job.message.id)
         tenant = found if self._pool is None else self._key_of(job, found, self._pool)
         lacks = "is not hashable"
         try:

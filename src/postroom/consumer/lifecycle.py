@@ -252,6 +252,11 @@ class Run(Generic[C, R]):
 
     def adjust(self, concurrency: Concurrency) -> None:
         """Change how much runs at once."""
+        for name in ("handler_timeout", "resolver_timeout"):
+            until, then = getattr(self.settings.concurrency, name), getattr(concurrency, name)
+            if until != then:
+                text = "Concurrency(%s=%s) holds from the next start of the consumer of %s on, and %s until then"
+                _log.warning(text, name, then, self.name, until, extra=self._about_queue())
         if self._threads is not None:
             # Before the slots: a handler that gets a new slot must find its thread.
             self._threads.resize(concurrency.threads)

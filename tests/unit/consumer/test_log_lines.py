@@ -16,6 +16,7 @@ from postroom import (
     Consumer,
     ContextError,
     Drop,
+    Message,
     MessageContext,
     PayloadError,
     PoolLimits,
@@ -222,9 +223,23 @@ def test_what_a_users_function_quotes_is_redacted(place: str, caplog: pytest.Log
     assert SECRET not in written
 
 
+@pytest.mark.parametrize("kind", [ContextError, PayloadError])
+def test_what_a_handler_raises_is_told_as_its_own(kind: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    """Also an error of the kinds by which contexts and payloads fail: with its place, and the handler's step."""
+    record = lines_of(caplog, fails=lambda: kind("the line items"))[1]
+    assert record.getMessage().startswith("Handler failed for message ")
+    assert vars(record)["step"] == "handler"
+    assert "in handle" in (record.exc_text or "")
+
+
 def refuse_in_lines(*_: object) -> Any:
     """Fail, and quote what a sender wrote."""
     raise ContextError("no tenant acme\nERROR postroom.consumer: forged")
+
+
+def refuse_the_body(_message: Message) -> Any:
+    """Fail, and quote what a sender wrote."""
+    raise PayloadError("no entry acme\nERROR postroom.consumer: forged")
 
 
 class Unsayable(PayloadError):
@@ -253,7 +268,7 @@ class Unsayable(PayloadError):
         {"fails": lambda: Reject("no entry acme\nERROR postroom.consumer: forged")},
         {"fails": lambda: Drop("no entry acme\nERROR postroom.consumer: forged")},
         {"fails": lambda: Retry("no entry acme\nERROR postroom.consumer: forged")},
-        {"fails": lambda: PayloadError("no entry acme\nERROR postroom.consumer: forged")},
+        {"unwrap": refuse_the_body},
     ],
 )
 def test_what_a_sender_wrote_begins_no_line_of_its_own(place: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -523,6 +523,25 @@ def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run() -> None:
     assert in_world(scenario) == [Concurrency(total=5), Concurrency(total=7)]
 
 
+def test_a_time_limit_that_is_adjusted_is_told_to_hold_from_the_next_start(caplog: pytest.LogCaptureFixture) -> None:
+    """Who wants to free the slots of what hangs learns that it does not, and who changes numbers what is lost."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = consumer(world.client, concurrency=Concurrency(total=1, handler_timeout=30))
+        async with orders:
+            orders.adjust(Concurrency(total=5, handler_timeout=30))
+            assert not any("adjust" in text or "next start" in text for text in caplog.messages)
+            orders.adjust(Concurrency(total=5, handler_timeout=2))
+        orders.adjust(Concurrency(total=5))
+
+    in_world(scenario)
+    told = [text for text in caplog.messages if "next start" in text]
+    assert told == [
+        "Concurrency(handler_timeout=2) holds from the next start of the consumer of orders on, and 30 until then"
+    ]
+
+
 @pytest.mark.parametrize("where", [(Pipeline, "_did_succeed"), (Core, "finish")])
 def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
     where: tuple[type[Any], str], monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from postroom import AckMode, Concurrency, Consumer, ContextError, Drop, MessageContext, Queues, Reject, Retry
+from postroom import (
+    AckMode,
+    Concurrency,
+    Consumer,
+    ContextError,
+    Drop,
+    MessageContext,
+    Queues,
+    Reject,
+    Retry,
+    UnknownTenant,
+)
 from postroom.consumer.settings import Failure
 from postroom.local.shapes import Send
 from postroom.message import Message
@@ -76,7 +87,15 @@ def test_a_missing_variable_makes_no_dead_letters_within_ten_minutes(
     assert len(told) == 2
 
 
-@pytest.mark.parametrize(("found", "said"), [(None, "the context resolver returned None"), ({}, "is not hashable")])
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "the context resolver returned None"),
+        ({}, "is not hashable"),
+        (UnknownTenant("acme"), "returned UnknownTenant, which is no context: write `raise UnknownTenant(...)`"),
+        (Reject("no tenant"), "returned Reject, which is no context: write `raise Reject(...)`"),
+    ],
+)
 def test_a_resolver_that_returns_no_context_makes_no_dead_letters_within_ten_minutes(
     found: object, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
