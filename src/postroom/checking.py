@@ -3,14 +3,16 @@
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MethodType
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, TypeGuard, TypeVar, cast
 from urllib.parse import urlsplit
 
 from postroom.display import hide_passwords
 from postroom.errors import ConfigurationError
+
+T = TypeVar("T")
 
 _QUEUE: Final = re.compile(r"[A-Za-z0-9_-]+(\.fifo)?")
 _LONGEST_QUEUE: Final = 80
@@ -21,6 +23,15 @@ def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a number; infinity is one, True and NaN are none."""
     # Compared with itself: `math.isnan` fails on an integer that no float can hold.
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124
+
+
+def answered(answer: T) -> T:
+    """Return what a function of the user's answered. A coroutine is none, and would pass for True, or for a name."""
+    if isinstance(answer, Awaitable):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("it returned an awaitable, which nothing awaits; let it answer at once, without `async`")
+    return answer
 
 
 class _Some:

@@ -5,10 +5,11 @@ what it raises is logged and goes no further. No event is made without observers
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from postroom.checking import answered
 from postroom.log_fields import Log, Step
 from postroom.message import Attributes, Message
 from postroom.program_end import heed
@@ -280,7 +281,8 @@ class Observers(list[Observer]):
         """Tell every observer. What one raises is logged; the others are told all the same."""
         for observer in tuple(self):
             try:
-                observer(event)
+                if (answer := cast("Any", observer)(event)) is not None:
+                    answered(answer)
             except BaseException as error:
                 heed(error)
                 text = "Observer %s failed on %s; the others are told all the same"

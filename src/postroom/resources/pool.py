@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Self, cast
 
 from msgspec import UNSET, UnsetType
 
+from postroom.checking import answered
 from postroom.display import display_key
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.events import Observer
@@ -663,12 +664,17 @@ _LATE: dict[Any, str] = {
 
 
 def _named_by(key: Callable[[C], Hashable]) -> Callable[[C], Hashable]:
-    """Refuse None as a key: a look-up that finds nothing would give one resource to all tenants that it misses."""
+    """Refuse None as a key: a look-up that finds nothing would give one resource to all tenants that it misses.
+
+    So are a coroutine and an error that was to be raised: each message would have a resource of its own.
+    """
 
     @functools.wraps(key)
     def name(context: C) -> Hashable:
         if (found := key(context)) is None:
             raise ValueError("it returned None; let it return what names the resources, or raise when nothing does")
-        return found
+        if isinstance(found, BaseException):
+            raise TypeError(f"it returned {type(found).__name__}; let it raise that")
+        return answered(found)
 
     return name

@@ -1,10 +1,10 @@
 """What the user of a pool gave it: how to open and check resources, and what their failures mean."""
 
-import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from postroom.checking import answered
 from postroom.log_fields import Log, Step
 from postroom.program_end import heed
 from postroom.repeats import Repeats
@@ -32,7 +32,7 @@ class Provision:
         if isinstance(error, Unhealthy | NotAProvider):
             return False
         try:
-            return _said((self.classify or classify_open)(error)) is OpenFailure.UNKNOWN_TENANT
+            return answered((self.classify or classify_open)(error)) is OpenFailure.UNKNOWN_TENANT
         except BaseException as raised:
             heed(raised)
             self.repeats.failed("classify", _log, "classify= failed; the failure counts as an outage", error=raised)
@@ -41,17 +41,8 @@ class Provision:
     def is_outage(self, error: BaseException) -> bool:
         """Return whether what a use of resources raised says that their server cannot be used for now."""
         try:
-            return is_outage(error) or (self.outage is not None and bool(_said(self.outage(error))))
+            return is_outage(error) or (self.outage is not None and bool(answered(self.outage(error))))
         except BaseException as raised:
             heed(raised)
             self.repeats.failed("outage", _log, "outage= failed; the failure counts as the message's own", error=raised)
             return False
-
-
-def _said(answer: object) -> object:
-    """Return what a function answered. A coroutine is none, and would pass for True."""
-    if inspect.isawaitable(answer):
-        if inspect.iscoroutine(answer):
-            answer.close()
-        raise TypeError("it returned an awaitable, which nothing awaits; let it answer at once, without `async`")
-    return answer

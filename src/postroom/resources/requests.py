@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
+from postroom.checking import answered
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
 from postroom.program_end import ends_the_program, heed
@@ -93,7 +94,7 @@ class LeaseRequests:
 
     def host(self, context: Any) -> Hashable | None:
         """Return the host of a context; None without ``host=``. Raises what ``host=`` raises."""
-        host = None if self._host is None else self._host(context)
+        host = None if self._host is None else answered(self._host(context))
         hash(host)
         return host
 

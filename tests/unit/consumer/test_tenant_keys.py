@@ -171,7 +171,12 @@ def test_the_number_of_what_can_be_no_tenant_is_refused_of_a_fleet_too() -> None
 
 @pytest.mark.parametrize(
     ("key", "said"),
-    [(lambda _: None, "ValueError: it returned None"), (dict[Any, str]().__getitem__, "KeyError: ")],
+    [
+        (lambda _: None, "ValueError: it returned None"),
+        (lambda _: KeyError("acme"), "TypeError: it returned KeyError; let it raise that"),
+        (lambda tenant: nothing([tenant]), "TypeError: it returned an awaitable, which nothing awaits"),
+        (dict[Any, str]().__getitem__, "KeyError: "),
+    ],
 )
 def test_a_context_that_the_pool_has_no_key_for_is_refused(key: Any, said: str) -> None:
     """In words that tell which function failed, and on what."""

@@ -290,6 +290,43 @@ def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytest.LogC
     assert caplog.text.count("TypeError: it returned an awaitable, which nothing awaits") == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_host_that_would_have_to_be_awaited_is_none() -> None:
+    """Each tenant would have a host of its own, and no limit of a host would hold."""
+
+    async def look(_tenant: Tenant) -> str:
+        return "db-1"
+
+    def host(tenant: Tenant) -> Any:
+        return look(tenant)
+
+    async def main() -> None:
+        async with ResourcePool(Databases().provide, host=host) as pool:
+            with pytest.raises(ResourceOpenError, match=r"host= or per_host= failed.*it returned an awaitable"):
+                await pool.acquire(A)
+
+    run_virtual(main())
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_observer_that_would_have_to_be_awaited_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of it ran, and a warning at the end of its coroutine was all."""
+
+    async def send(_event: Event) -> None:
+        raise AssertionError
+
+    def observe(event: Event) -> Any:
+        return send(event)
+
+    async def main() -> None:
+        async with ResourcePool(Databases().provide, observers=[observe]) as pool, pool.lease(A):
+            pass
+
+    run_virtual(main())
+    assert "observe failed on Resource" in caplog.text
+    assert "it returned an awaitable, which nothing awaits" in caplog.text
+
+
 def test_an_outage_in_use_shortens_no_pause() -> None:
     """A replacement that failed is left alone for as long as it was said, whatever uses of the old resources meet."""
     databases = Databases()
