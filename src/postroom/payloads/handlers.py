@@ -14,9 +14,9 @@ from postroom.payloads.problems import unaliased
 def payload_type_of(handler: Callable[..., Any]) -> Any:
     """Return the annotation of the handler's first parameter; ``object`` (decoded JSON) where there is none.
 
-    Works for functions, bound methods, partials, objects with ``__call__`` and functions wrapped with
-    ``functools.wraps``. Annotations written as text (``from __future__ import annotations``) are evaluated where
-    the function was defined; only the first one needs to exist at run time.
+    Works for functions, bound methods, also those of generic classes, partials, objects with ``__call__`` and functions
+    wrapped with ``functools.wraps``. Annotations written as text (``from __future__ import annotations``) are evaluated
+    where the function was defined; only the first one needs to exist at run time.
 
     Raises:
         ConfigurationError: the handler takes no payload, or its annotation names something that does not exist at
@@ -28,7 +28,8 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     parameter = _first_parameter(handler, name)
     if parameter.annotation is inspect.Parameter.empty:
         return object
-    return unaliased(_evaluated(parameter.annotation, handler, name))
+    wanted = unaliased(_evaluated(parameter.annotation, handler, name))
+    return _filled_in(wanted, _given(handler)) if _variables_of(wanted) else wanted
 
 
 def _first_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
@@ -74,6 +75,41 @@ def _function(handler: Any) -> Any:
             handler = call
         else:
             return handler
+
+
+def _variables_of(hint: Any) -> tuple[Any, ...]:
+    return (hint,) if isinstance(hint, typing.TypeVar) else getattr(hint, "__parameters__", ())
+
+
+def _filled_in(hint: Any, given: dict[Any, Any]) -> Any:
+    """Return an annotation with types in the places of its type variables, as far as they are known."""
+    if isinstance(hint, typing.TypeVar):
+        return given.get(hint, hint)
+    variables = _variables_of(hint)
+    return hint[tuple(given.get(each, each) for each in variables)] if given.keys() & {*variables} else hint
+
+
+def _given(handler: Any) -> dict[Any, Any]:
+    """Return what the type variables of a method stand for: ``Base[Order]``, or a class that is derived from it."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    owner = handler.__self__ if inspect.ismethod(handler) else handler
+    kind, name = type(owner), getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
+    home = next((each for each in kind.__mro__ if name in vars(each)), None)
+    made = typing.get_args(getattr(owner, "__orig_class__", None))
+    return {} if home is None else _arguments(kind, home, dict(zip(_variables_of(kind), made, strict=False)))
+
+
+def _arguments(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]:
+    """Return what the type variables of a base class stand for, from what those of a class stand for."""
+    if kind is home:
+        return given
+    for base in vars(kind).get("__orig_bases__", kind.__bases__):
+        origin = typing.get_origin(base) or base
+        if isinstance(origin, type) and issubclass(origin, home):
+            types_ = [_filled_in(each, given) for each in typing.get_args(base)]
+            return _arguments(origin, home, dict(zip(_variables_of(origin), types_, strict=False)))
+    return {}
 
 
 def _globals(function: Any) -> dict[str, Any]:

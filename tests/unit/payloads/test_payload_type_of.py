@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
 from typing_extensions import TypeAliasType
@@ -179,3 +179,57 @@ def test_a_callable_without_a_signature_is_refused_with_the_way_out() -> None:
     """Some built-ins cannot be looked into."""
     with pytest.raises(ConfigurationError, match="payload="):
         payload_type_of(getattr)
+
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+class Base(Generic[T]):
+    """A service's base of handlers, which leaves the payload to those that are derived from it."""
+
+    async def __call__(self, payload: T, ctx: Any) -> None:
+        """Handle one."""
+
+    async def on(self, payload: "Annotated[T, 'a note'] | None", ctx: Any) -> None:
+        """Handle one, or none."""
+
+    @traced
+    async def several(self, payloads: list[T], ctx: Any) -> None:
+        """Handle some."""
+
+
+class OfOrders(Base[Order]):
+    """Says it."""
+
+
+class Keyed(Base[dict[K, T]], Generic[T, K]):
+    """Has variables of its own, one of them with the same name."""
+
+
+class Deep(Keyed[Order, str]):
+    """Says it two classes above."""
+
+
+class Open(Base[T]):
+    """Leaves it open still."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "wanted"),
+    [
+        (OfOrders(), Order),
+        (OfOrders().__call__, Order),
+        (functools.partial(OfOrders().on), Annotated[Order, "a note"] | None),
+        (OfOrders().several, list[Order]),
+        (Deep(), dict[str, Order]),
+        (Deep().several, list[dict[str, Order]]),
+        (Open[Order](), Order),
+        (Base[Order]().several, list[Order]),
+        (Base(), T),
+        (Open().several, list[T]),  # type: ignore[valid-type]
+    ],
+)
+def test_the_type_variable_of_a_generic_class_is_what_the_class_was_made_with(handler: Any, wanted: Any) -> None:
+    """Else any JSON would fit, and a handler that asks for orders would get dictionaries."""
+    assert payload_type_of(handler) == wanted
