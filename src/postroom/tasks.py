@@ -43,9 +43,11 @@ class TimeLimit:
     context of the task: that holds the message and its body. This timer has an empty context.
     """
 
-    __slots__ = ("_left", "_timeout")
+    __slots__ = ("_left", "_timeout", "seconds")
 
     def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        """How long it was when it began; None for no limit."""
         self._left = seconds
         """Seconds that were left when it began to count last; None where it counts no longer."""
         self._timeout = asyncio.timeout(None)
@@ -56,12 +58,14 @@ class TimeLimit:
         self.resume()
         return self
 
-    def pause(self) -> None:
-        """Let the time that follows not count, until ``resume``."""
+    def pause(self) -> float | None:
+        """Let the time that follows not count, until ``resume``. Returns what is left; None without a limit."""
         when = self._timeout.when()
         if when is not None and self._left is not None and not self._timeout.expired():
             self._left = when - asyncio.get_running_loop().time()
             self._timeout.reschedule(None)
+            return self._left
+        return None
 
     def resume(self) -> None:
         """Count again, from where ``pause`` left off."""

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from contextvars import Context
 from types import UnionType
 from typing import Any, cast
@@ -14,7 +15,7 @@ from postroom.consumer.choices import Choice
 from postroom.consumer.context import Confirmation, MessageContext, settles_of, settling_later
 from postroom.consumer.routing import Router, dispatch, router_of
 from postroom.consumer.settings import CallNext, Handle, Middleware
-from postroom.consumer.threads import Threads
+from postroom.consumer.threads import Outcome, Threads
 from postroom.display import display_key
 from postroom.errors import HandlerTimeout
 from postroom.log_fields import Log, Step, about
@@ -54,14 +55,14 @@ def _build(
     if (router := router_of(handler)) is not None:
         return _routed(router, middleware, limit, threads)
     if threads is not None:
-        handle = _threaded(handler, threads, limit)
+        handle = _threaded(handler, threads)
     elif limit is None and not middleware:
         return handler  # what it returns is looked at where it is awaited: no call around it for each message
     else:
         handle = _awaited(handler)
     for layer in reversed(middleware):
         handle = _wrapped(layer, handle)
-    if limit is not None and threads is None:
+    if limit is not None:
         handle = _limited(handle, limit)
     return handle
 
@@ -124,55 +125,61 @@ def _is_over(call: Any) -> bool:
 def _limited(handler: Handle, limit: Limit) -> Handle:
     async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
         timeout = _limit_for(ctx, limit)
-        await _in_time(handler(payload, ctx), ctx, timeout)
-
-    return handle
-
-
-async def _in_time(work: Awaitable[Any], ctx: MessageContext[Any, Any], timeout: float | None, spent: float = 0) -> Any:
-    """Await a handler's work within its time limit, of which some seconds may be spent already."""
-    timer = TimeLimit(None if timeout is None else timeout - spent)
-    settles_of(ctx).limit = timer
-    try:
-        async with timer:
-            result = await work
-    except TimeoutError as error:
-        if not timer.expired():  # a TimeoutError of the handler's own
-            raise
-        text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
-        raise HandlerTimeout(text, message_id=ctx.message.id) from error
-    except Exception as error:
-        if timer.expired():  # many a library makes an error of its own of a cancellation
-            _warn_cut_off(ctx, timeout, f"with {type(error).__name__}")
-        raise
-    if timer.expired():
-        _warn_cut_off(ctx, timeout, "without an error, which counts as success")
-    return result
-
-
-def _threaded(handler: Callable[..., Any], threads: Threads, limit: Limit) -> Handle:
-    async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
-        timeout = _limit_for(ctx, limit)
-        loop = asyncio.get_running_loop()
-        warning, began = None, loop.time()
-        if timeout is not None:
-            # In an empty context: the loop may keep a timer that was cancelled, and with it the message.
-            warning = loop.call_later(timeout, _warn_overdue, ctx, timeout, context=Context())
-        later: list[Confirmation] = []
+        timer = TimeLimit(timeout)
+        settles_of(ctx).limit = timer
         try:
-            outcome = await threads.run(settling_later, later, handler, payload, ctx)
-        finally:
-            if warning is not None:
-                warning.cancel()
-        result = outcome.unwrap()
-        for confirmation in later:
-            await confirmation
-        if inspect.isawaitable(result):  # of a plain function around an async one, such as a decorator's
-            result = await _in_time(result, ctx, timeout, loop.time() - began)
-        if result is not None:
-            refuse_unworked(result)
+            async with timer:
+                await handler(payload, ctx)
+        except TimeoutError as error:
+            if not timer.expired():  # a TimeoutError of the handler's own
+                raise
+            text = f"the handler ran longer than Concurrency(handler_timeout={timeout:g}) and was cancelled"
+            raise HandlerTimeout(text, message_id=ctx.message.id) from error
+        except Exception as error:
+            if timer.expired():  # many a library makes an error of its own of a cancellation
+                _warn_cut_off(ctx, timeout, f"with {type(error).__name__}")
+            raise
+        if timer.expired():
+            _warn_cut_off(ctx, timeout, "without an error, which counts as success")
 
     return handle
+
+
+def _threaded(handler: Callable[..., Any], threads: Threads) -> Handle:
+    async def handle(payload: Any, ctx: MessageContext[Any, Any]) -> None:
+        timer = settles_of(ctx).limit
+        later: list[Confirmation] = []
+        with nullcontext() if timer is None else _uncancelled(timer, ctx):
+            outcome = await threads.run(settling_later, later, handler, payload, ctx)
+        await _finish(outcome, later)
+
+    return handle
+
+
+@contextmanager
+def _uncancelled(timer: TimeLimit, ctx: MessageContext[Any, Any]) -> Generator[None]:
+    """Let the time limit say that it is over, and cancel nothing: a thread runs. It holds before and after it."""
+    if (seconds := timer.pause()) is None:
+        yield
+        return
+    # In an empty context: the loop may keep a timer that was cancelled, and with it the message.
+    warn = asyncio.get_running_loop().call_later(seconds, _warn_overdue, ctx, timer.seconds, context=Context())
+    try:
+        yield
+    finally:
+        warn.cancel()
+        timer.resume()
+
+
+async def _finish(outcome: Outcome, later: Sequence[Confirmation]) -> None:
+    """Do what the call in the thread left to do: raise its error, or await what it returned."""
+    result = outcome.unwrap()
+    for confirmation in later:
+        await confirmation
+    if inspect.isawaitable(result):  # of a plain function around an async one, such as a decorator's
+        result = await result
+    if result is not None:
+        refuse_unworked(result)
 
 
 def refuse_unworked(result: object) -> None:
@@ -213,6 +220,6 @@ def _warn_cut_off(ctx: MessageContext[Any, Any], timeout: float | None, how: str
     _log.warning(text, ctx.message.id, display_key(ctx.tenant), timeout, how, extra=about(ctx))
 
 
-def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float) -> None:
+def _warn_overdue(ctx: MessageContext[Any, Any], timeout: float | None) -> None:
     text = "The handler of message %s of tenant %s has run for %g s; a thread cannot be cancelled, so it keeps its slot"
     _log.warning(text, ctx.message.id, display_key(ctx.tenant), timeout, extra=about(ctx))
