@@ -84,8 +84,8 @@ class Concurrency:
         threads: threads for plain ``def`` handlers; a free one is needed for each that runs.
         handler_timeout: seconds that one handler may hold its slot; then it is cancelled and has failed with
             ``HandlerTimeout``. None for no limit; or a function of the ``Call``. A thread cannot be cancelled: a
-            plain ``def`` handler that runs longer keeps its slot and its message until it returns. The time in which
-            a message waits for its batch does not count.
+            plain ``def`` handler that runs longer keeps its slot and its message until it returns; the limit is that of
+            what is async around it. The time in which a message waits for its batch does not count.
         resolver_timeout: seconds that an async ``context=`` function may take for one message; then the message has
             failed. Waiting for it takes no slot, and after a moment no other message's room. An async ``on_error=``
             function, which keeps the slot of its message, may take as long.
