@@ -204,7 +204,9 @@ class _Replay:
         del self._messages[record.uid]
 
     def _purged(self, record: _Purged) -> None:
-        self._queues[record.uid].purged_at = record.at
+        queue = self._queues[record.uid]
+        queue.purged_at = record.at
+        queue.deduplication.clear()  # as the purge did: an id that was sent again since must not be known twice
         self._messages[record.uid].clear()
 
     def _stored(self, record: _StoredRecord) -> None:
