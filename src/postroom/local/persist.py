@@ -368,7 +368,11 @@ class Log(Journal):
         """Write what was noted. Raises OSError; what could not be written is tried again by the next flush."""
         while self._buffer:
             # A full disk may take a part. The rest stays in front: no other record gets between the halves.
-            written = os.write(self._file, self._buffer)
+            try:
+                written = os.write(self._file, self._buffer)
+            except OSError as error:
+                error.filename = str(self._path)
+                raise
             self._size += written
             del self._buffer[:written]
         if self._size > self._compact_at:
