@@ -30,8 +30,8 @@ class _Formatter(logging.Formatter):
 
 def _not_written_yet(record: logging.LogRecord) -> bool:
     """Whether no handler of a logger below the root writes this record to stderr or stdout, too."""
-    logger: logging.Logger | None = logging.getLogger(record.name)
-    while logger is not None and logger.parent is not None:
+    logger = logging.getLogger(record.name)
+    while logger.parent is not None:
         for handler in logger.handlers:
             stream: object = getattr(handler, "stream", None)
             here = stream is not None and (stream is sys.stderr or stream is sys.stdout)
