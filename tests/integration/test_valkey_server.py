@@ -1,5 +1,9 @@
 """The Valkey that tests start."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +22,29 @@ def test_a_program_may_be_named_relative_to_the_working_directory(
     monkeypatch.chdir(tmp_path)
     with ValkeyServer(program=Path("valkey-server")) as server:
         assert server.command("PING") == "+PONG"
+
+
+_KILLED = """
+import os, signal
+from postroom.testing.valkey import ValkeyServer
+server = ValkeyServer().start()
+server.restart()
+print(server.command("PING"), len(os.listdir(os.environ["TMPDIR"])), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_files(tmp_path: Path) -> None:
+    """The server's directory goes with it: its configuration has a password in it."""
+    if find_server() is None:
+        pytest.skip("no Valkey")
+    # Its supervisor has the same stderr: the call returns when that has ended, too.
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED],
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"+PONG 1\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []

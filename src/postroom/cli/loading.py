@@ -39,10 +39,12 @@ def load(name: str) -> "list[Consumer[Any, Any]]":
         CommandError: there is none, and its text says what to write.
         CannotLoad: the module raised an error.
     """
-    from postroom.consumer.loading import WrongName, load_consumers
+    from postroom.consumer.loading import NoModule, WrongName, load_consumers
 
     try:
         return load_consumers(name)
+    except NoModule as error:
+        raise CommandError(f"{error}; say --directory") from error
     except WrongName as error:
         raise CommandError(str(error)) from error
     except PostroomError as error:  # its text says what to write; the place says where

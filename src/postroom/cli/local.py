@@ -108,10 +108,12 @@ def local(
     except ConfigurationError as error:
         raise _Failure(str(error)) from error
     except OSError as error:
-        raise _Failure(_unusable(error, port)) from error
+        raise _Failure(_unusable(error, port, persist)) from error
 
 
-def _unusable(error: OSError, port: int) -> str:
+def _unusable(error: OSError, port: int, persist: Path | None) -> str:
+    if persist is not None and error.filename == str(persist):
+        return f"{persist} cannot be used: {error.strerror}. Make room, or name another file with --persist."
     own = "Give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
     if isinstance(error, socket.gaierror):
         return f"cannot listen on {error.filename}: the name cannot be resolved ({error.strerror}). {own}"

@@ -28,6 +28,19 @@ class _Formatter(logging.Formatter):
         return click.style(text, fg=colour) if colour and self._colour else text
 
 
+def _not_written_yet(record: logging.LogRecord) -> bool:
+    """Whether no handler of a logger below the root writes this record to stderr or stdout, too."""
+    logger = logging.getLogger(record.name)
+    while logger.parent is not None:
+        for handler in logger.handlers:
+            stream: object = getattr(handler, "stream", None)
+            here = stream is not None and (stream is sys.stderr or stream is sys.stdout)
+            if here and record.levelno >= handler.level and handler.filter(record):
+                return False
+        logger = logger.parent
+    return True
+
+
 def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = None, brief: Collection[str] = ()) -> None:
     """Log from a level on, to stderr. Known libraries are heard from WARNING on.
 
@@ -47,6 +60,7 @@ def log_to_stderr(level: str, *, form: str = "text", stream: TextIO | None = Non
         handler.addFilter(MessageFields())
     else:
         handler.setFormatter(_Formatter(colour=out is not None and out.isatty(), brief=brief))
+    handler.addFilter(_not_written_yet)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

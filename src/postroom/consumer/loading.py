@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Coroutine
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -16,6 +17,10 @@ _log = Log("postroom.cli", Step.START)
 
 class WrongName(ConfigurationError):
     """It names no consumer. The text says what to write."""
+
+
+class NoModule(WrongName):
+    """It names a module that cannot be found. How another place is named is the caller's to say."""
 
 
 def load_consumers(name: str) -> list[Consumer[Any, Any]]:
@@ -81,7 +86,7 @@ def _find(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it imports is not, and its traceback says where
-        raise WrongName(f"there is no module {module!r} in {sys.path[0]}; say --directory") from error
+        raise NoModule(f"there is no module {module!r} in {sys.path[0] or Path.cwd()}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             raise WrongName(f"{module!r} has no {path!r}{_offered(name)}")

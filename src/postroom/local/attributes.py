@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQue
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -228,7 +228,10 @@ def _redrive_allow_text(text: str) -> str:
 
 
 def _policy_text(text: str) -> str:
-    _document("Policy", text)
+    statements = _document("Policy", text).get("Statement", [])
+    for each in cast("list[object]", statements if isinstance(statements, list) else [statements]):
+        if not isinstance(each, dict):
+            raise invalid_attribute("Policy", "Each Statement must be a JSON object.")
     if len(text.encode()) > _MAX_POLICY_BYTES:
         raise invalid_attribute("Policy", f"At most {_MAX_POLICY_BYTES} bytes.")
     return text

@@ -204,7 +204,9 @@ class _Replay:
         del self._messages[record.uid]
 
     def _purged(self, record: _Purged) -> None:
-        self._queues[record.uid].purged_at = record.at
+        queue = self._queues[record.uid]
+        queue.purged_at = record.at
+        queue.deduplication.clear()  # as the purge did: an id that was sent again since must not be known twice
         self._messages[record.uid].clear()
 
     def _stored(self, record: _StoredRecord) -> None:
@@ -366,7 +368,11 @@ class Log(Journal):
         """Write what was noted. Raises OSError; what could not be written is tried again by the next flush."""
         while self._buffer:
             # A full disk may take a part. The rest stays in front: no other record gets between the halves.
-            written = os.write(self._file, self._buffer)
+            try:
+                written = os.write(self._file, self._buffer)
+            except OSError as error:
+                error.filename = str(self._path)
+                raise
             self._size += written
             del self._buffer[:written]
         if self._size > self._compact_at:

@@ -130,6 +130,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Refuse: there is no real I/O here."""
         self._refuse_io("create_datagram_endpoint")
 
+    async def subprocess_exec(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("subprocess_exec")
+
+    async def subprocess_shell(self, *_args: object, **_options: object) -> NoReturn:
+        """Refuse: there is no real I/O here."""
+        self._refuse_io("subprocess_shell")
+
     async def getaddrinfo(self, *_args: object, **_options: object) -> NoReturn:
         """Refuse: there is no real I/O here."""
         self._refuse_io("getaddrinfo")

@@ -27,14 +27,16 @@ from postroom.options import check_seconds
 
 HOST: Final = "127.0.0.1"
 _POLL: Final = 0.01
-# This process holds the other end of the shell's input. However it dies, the input ends: then the server goes too.
+# This process holds the other end of the shell's input. However it dies, the input ends without a line: then the server
+# goes, and its files too.
 _SUPERVISOR: Final = """
 trap '' INT TERM HUP QUIT
 "$@" </dev/null >server.log 2>&1 &
 echo $!
-read -r _
+read -r _ && keep=yes
 kill -KILL $! 2>/dev/null
 wait 2>/dev/null
+[ "$keep" ] || rm -rf -- "${2%/*}"
 """
 
 
@@ -120,13 +122,10 @@ class ValkeyServer:
     def kill(self) -> None:
         """End the server at once, as a crash does; ``restart()`` brings it back, on the same port."""
         shell, self._shell = self._shell, None
-        if shell is not None and shell.stdin is not None:
+        if shell is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)  # also one that is frozen
-            shell.stdin.close()
-            shell.wait()
-            if shell.stdout is not None:
-                shell.stdout.close()
+            shell.communicate(b"\n")
 
     def restart(self) -> None:
         """Start the server again, on the same port, with what it has on disk."""

@@ -86,7 +86,7 @@ def test_consumers_lists_and_functions_are_found(app: str, target: str, queues: 
         ("shop_app:made", "cannot be called without arguments"),
         ("shop_app:number", "is a int, not a Consumer"),
         ("shop_app:later", "is an async function: write it as a plain `def`"),
-        ("shop_missing:orders", "no module 'shop_missing'"),
+        ("shop_missing:orders", "no module 'shop_missing' in .*; say --directory"),
         ("shop_missing.inner:orders", "no module 'shop_missing.inner'"),
     ],
 )

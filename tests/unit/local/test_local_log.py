@@ -147,6 +147,26 @@ def test_purge_comes_back(kept: Kept) -> None:
     assert kept.bodies(queue) == ["b"]
 
 
+def test_purge_of_a_fifo_queue_comes_back(kept: Kept) -> None:
+    """Ids that were forgotten by a purge stay forgotten; one that was sent again since is known once, and expires."""
+    queue = kept.queue("q.fifo")
+    again, other = (Send(message_body="x", message_group_id="g", message_deduplication_id=each) for each in ("a", "b"))
+    kept.broker.send(queue, again)
+    kept.broker.send(queue, other)
+    kept.wait(10)
+    kept.broker.purge_queue(queue)
+    kept.broker.send(queue, again)
+    kept.again()
+    queue = kept.broker.queue("q.fifo")
+    kept.broker.send(queue, other)
+    assert kept.counts(queue) == (2, 0, 0)
+    kept.wait(300)
+    kept.broker.send(queue, again)
+    kept.broker.send(queue, other)
+    kept.again()
+    assert kept.counts(kept.broker.queue("q.fifo")) == (4, 0, 0)
+
+
 def test_expired_messages_do_not_come_back(kept: Kept) -> None:
     """What expired, before or after the kill, is gone."""
     queue = kept.queue(MessageRetentionPeriod="60")

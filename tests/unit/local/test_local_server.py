@@ -1,6 +1,7 @@
 """The server as a user runs it: from code, in a thread, as a fixture, from the command line, with a file of queues."""
 
 import asyncio
+import errno
 import gc
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -21,7 +23,7 @@ from click.testing import CliRunner
 
 from postroom.cli.local import local
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
-from postroom.local import LocalBroker, LocalServer
+from postroom.local import LocalBroker, LocalServer, persist
 from postroom.local.config import load_queues, make_queues
 from postroom.local.front import Access
 from postroom.local.threaded import ThreadedServer
@@ -385,6 +387,22 @@ def test_help_names_variables() -> None:
     result = CliRunner().invoke(local, ["--help"])
     for name in ("PORT", "HOST", "QUEUES", "PERSIST", "TIME_SCALE", "REGION", "FAIR_LAG", "RECREATE_AFTER", "LOG"):
         assert f"POSTROOM_LOCAL_{name}" in result.output
+
+
+def test_a_full_disk_is_no_matter_of_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be written, at the start as at the stop, is named, with what to do."""
+    path = tmp_path / "queues.log"
+    path.write_bytes(persist._MAGIC)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(persist, "os", SimpleNamespace(**{**vars(os), "write": full}))
+    arguments = ["--port", "0", "--persist", os.fspath(path), "--queues", os.fspath(write(tmp_path, QUEUES))]
+    result = CliRunner().invoke(local, arguments)
+    assert result.exit_code == 2
+    assert f"{path} cannot be used: No space left on device. Make room" in result.output
+    assert "port" not in result.output
 
 
 async def test_command_that_cannot_start(tmp_path: Path) -> None:

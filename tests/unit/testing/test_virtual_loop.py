@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -222,14 +222,18 @@ def test_functions_in_threads_run_inline() -> None:
     assert run_virtual(main()) == (42, 0.0)
 
 
-def test_real_io_is_refused() -> None:
-    """A connection attempt fails with a text that says what to do."""
-
-    async def main() -> None:
-        await asyncio.open_connection("localhost", 1)
-
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda: asyncio.open_connection("localhost", 1),
+        lambda: asyncio.create_subprocess_exec("true"),
+        lambda: asyncio.create_subprocess_shell("true"),
+    ],
+)
+def test_real_io_is_refused(attempt: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """A connection or a process fails with a text that says what to do."""
     with pytest.raises(VirtualLoopError, match="no real I/O"):
-        run_virtual(main())
+        run_virtual(attempt())
 
 
 def test_settle_waits_for_everything_that_can_run_now() -> None:
