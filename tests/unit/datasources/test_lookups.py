@@ -89,6 +89,23 @@ async def test_one_thread_asks_for_a_name_however_many_want_it(names: NameServer
     assert len(names.asked) == 2
 
 
+async def test_a_thread_that_cannot_be_started_keeps_nobody_waiting(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor those who want that name later, when there are threads again."""
+    lookups = Lookups()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        await lookups.look_up("db-1.internal:5432/a")
+    assert names.asked == []
+    await lookups.look_up("db-1.internal:5432/a")
+    assert [name for name, _ in names.asked] == ["db-1.internal"]
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -98,6 +115,7 @@ async def test_one_thread_asks_for_a_name_however_many_want_it(names: NameServer
         "/run/postgresql:5432/a",
         "db-1:5432,db-2:5432/a",
         "the database",
+        "localhost/tenants/acme.db",
     ],
 )
 async def test_what_is_no_single_name_is_not_looked_up(names: NameServer, place: str) -> None:
