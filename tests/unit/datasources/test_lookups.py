@@ -21,6 +21,7 @@ from postroom.datasources import (
     sqlalchemy_sync_engine,
 )
 from postroom.datasources._lookups import Lookups
+from postroom.redaction import describe
 
 Provide = Callable[..., Provider[Any, Any]]
 
@@ -67,9 +68,11 @@ async def test_silent_names_keep_no_thread_of_the_event_loop(names: NameServer, 
     provider = provide(registry, connect_timeout=0.05)
 
     async def open_one(tenant: str) -> None:
-        with pytest.raises(TimeoutError, match=f"no connection to silent-{tenant}.internal/a was made within"):
+        with pytest.raises(TimeoutError, match=f"no connection to silent-{tenant}.internal/a was made within") as late:
             async with provider(tenant):
                 pass
+        in_threads = provide in {psycopg_sync_pool, sqlalchemy_sync_engine}  # libpq looks names up, and does not tell
+        assert ("; the name server has not answered" in describe(late.value)) != in_threads
 
     await asyncio.gather(*(open_one(str(number)) for number in range(20)))
     assert {thread.partition("-")[0] for _, thread in names.asked} == {"postroom"}
