@@ -174,7 +174,7 @@ async def main() -> None:
                     await send(queue, Shipment(f"order-{number}"), Environment(environment))
             pool = clients(endpoints)
             async with pool, consumer(pool, client) as shipments:
-                while len(production.shipped) < 3 or not shipments.statistics().outages:  # noqa: ASYNC110 - an example waits for what it shows
+                while shipments.statistics().succeeded < 3 or not shipments.statistics().outages:  # noqa: ASYNC110 - an example waits for what it shows
                     await asyncio.sleep(0.05)
                 print(f"staging is down: {len(staging.shipped)} shipped, its messages wait")
                 staging.down = False

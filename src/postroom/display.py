@@ -20,8 +20,9 @@ _SHOWN_AS_TEXT: Final = (
 _LONGEST: Final = 200
 _PASSWORD: Final = re.compile(r"(?<![\w+.-])([\w+.-]{1,40}://[^\s:/?#@]*:)[^\s/?#@]*(?=@)")
 _SECRET: Final = re.compile(
-    r"(?:\w*_)?(?:pass(?:word|wd|phrase)?|pwd|secret|(?:access_|auth_|bearer_|refresh_)?token"
-    r"|(?:api|private|secret|signing|encryption)_?key)",
+    r"\w*(?:password|passwd|passphrase|secret)"
+    r"|(?:\w*_)?(?:pass|pwd|(?:access_|auth_|bearer_|refresh_)?token|credentials?"
+    r"|(?:api|access|account|private|secret|signing|encryption)_?key)",
     re.IGNORECASE,
 )
 """The name of a field that is a secret. A context may be a row of a registry, with all that stands there."""
@@ -82,7 +83,7 @@ def _text_of(value: object) -> str:
         return _text_of(value.value)
     if isinstance(value, str):
         return hide_passwords(value[: 2 * _LONGEST])
-    if tuple in type(value).__mro__ and not hasattr(value, "_fields"):
+    if tuple in type(value).__mro__ and not _named(type(value)):
         return ":".join(map(_text_of, cast("tuple[object, ...]", value)))
     if isinstance(value, frozenset):
         return ":".join(sorted(map(_text_of, cast("frozenset[object]", value))))
@@ -99,8 +100,13 @@ def _shown_names(kind: type[Any]) -> tuple[str, ...]:
         names = [field.name for field in fields if field.repr]
     else:
         hidden = {name for name, field in getattr(kind, "__pydantic_fields__", {}).items() if not field.repr}
-        names = [name for name in getattr(kind, "_fields", field_names(kind)) if name not in hidden]
+        names = [name for name in _named(kind) or field_names(kind) if name not in hidden]
     return tuple(name for name in names if _SECRET.fullmatch(name) is None)
+
+
+def _named(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names of the parts of a named tuple; none of anything else, such as a row of SQLAlchemy's."""
+    return getattr(kind, "_fields", ()) if tuple in kind.__mro__ else ()
 
 
 def one_line(text: str) -> str:

@@ -144,6 +144,19 @@ async def test_a_batch_handler_sets_no_output(scene: Scene) -> None:
     assert scene.server.named("sendtasksuccess") == [{"taskToken": "token-1", "output": "{}"}]
 
 
+async def test_an_output_is_set_wherever_the_middleware_is_called(scene: Scene) -> None:
+    """As by a unit test of a handler, which has no consumer."""
+
+    async def charge(payload: Order, ctx: Any) -> None:
+        set_task_output({"charged": payload.order_id})
+
+    async with TaskTokens(
+        lambda *_: "token-1", endpoint_url=scene.endpoint, region="us-east-1", session=session()
+    ) as tokens:
+        await tokens(Order(), context(), charge)
+    assert json.loads(scene.server.named("sendtasksuccess")[0]["output"]) == {"charged": Order().order_id}
+
+
 def raises(error: BaseException) -> Work:
     """Make a handler that raises."""
 

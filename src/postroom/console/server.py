@@ -85,7 +85,8 @@ class ConsoleServer(Listener):
         super().__init__("the console", host, port, most=_MOST, longest_head=_LONGEST_HEAD, grace=_CLOSE)
         self._address = host
         self._app: AsgiApp = console(*consumers, allow=allow)
-        self._hosts = HostPolicy(listed("ConsoleServer(allow_hosts=...)", 'allow_hosts=["desk.example"]', allow_hosts))
+        names = listed("ConsoleServer(allow_hosts=...)", 'allow_hosts=["desk.example"]', allow_hosts)
+        self._hosts = HostPolicy(names, option="--console-host")
 
     @property
     def url(self) -> str:
@@ -119,8 +120,8 @@ class ConsoleServer(Listener):
             exchange.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
             return
         refusal = self._hosts.refusal(dict(scope["headers"]))
-        if refusal is not None:  # it names the option of ``postroom local``
-            exchange.refuse(HTTPStatus.FORBIDDEN, refusal.replace("--allow-host", "--console-host"))
+        if refusal is not None:
+            exchange.refuse(HTTPStatus.FORBIDDEN, refusal)
             return
         await self._app(scope, exchange.receive, exchange.send)
 

@@ -117,6 +117,7 @@ class Router(Generic[C, R]):
         self._routes: dict[Any, Route] = {}
         self._otherwise: Route | None = None
         self._union: Decoder | None = None
+        self._by_field: Decoder | None = None
         self._started = False
 
     @overload
@@ -239,13 +240,21 @@ class Router(Generic[C, R]):
         try:
             payload = self._union(message)
         except ValidationError as error:
-            # Of the payload itself: of a part of it that may be of several types, the kind is known.
-            if UNKNOWN_TAG not in str(error) or error.path not in self._places_of_tags():
+            if not self._is_unknown(error, message):
                 raise
             problem = self._problem(None, message)
         else:
             return Routed(self._route_of(payload), payload)
         raise problem
+
+    def _is_unknown(self, error: ValidationError, message: Message) -> bool:
+        """Whether the payload itself has an unknown tag. Of a part of it that has one the kind is known."""
+        if self._by_field is not None:
+            try:
+                self._by_field(message)
+            except ValidationError as tagged:
+                error = tagged
+        return UNKNOWN_TAG in str(error) and error.path in self._places_of_tags()
 
     def _places_of_tags(self) -> set[str]:
         configs = (getattr(kind, "__struct_config__", None) for kind in self._routes)
@@ -261,11 +270,7 @@ class Router(Generic[C, R]):
         types = tuple(self._routes)
         try:
             union: Any = types[0] if len(types) == 1 else Union[types]  # noqa: UP007 - made of a tuple
-            field = _field_that_tells(types)
-            if field is not None:  # without it pydantic tries all of them, and knows no unknown kind
-                from pydantic import Field  # noqa: PLC0415 - an extra
-
-                union = Annotated[union, Field(discriminator=field)]
+            self._by_field = _decoder_by_field(union, _fields_that_tell(types))
             return decoder_for(union)
         except ConfigurationError as error:
             text = (
@@ -323,8 +328,25 @@ class Router(Generic[C, R]):
                 return UnknownKind(f"{text} (handlers: {', '.join(self.kinds)})", message_id=message.id)
 
 
-def _field_that_tells(types: Sequence[Any]) -> str | None:
-    """Return the field by which models of pydantic's say which they are: a Literal with other values in each."""
+def _decoder_by_field(union: Any, fields: Sequence[str]) -> Decoder | None:
+    """Return what knows an unknown kind of pydantic's models, which are tried one after the other otherwise.
+
+    It only judges what none of them takes: it would refuse bodies without the field, which may have a default. With
+    several such fields it is not known which of them names the kind.
+    """
+    if len(fields) != 1:
+        return None
+    from pydantic import Field  # noqa: PLC0415 - an extra
+
+    try:
+        return decoder_for(Annotated[union, Field(discriminator=fields[0])])
+    except ConfigurationError:  # a validator comes before the field
+        return None
+
+
+def _fields_that_tell(types: Sequence[Any]) -> list[str]:
+    """Return the fields by which models of pydantic's say which they are: a Literal with other values in each."""
+    found: list[str] = []
     models = [getattr(kind, "model_fields", {}) for kind in types]
     for name in models[0] if len(models) > 1 else ():
         fields = [each.get(name) for each in models]
@@ -333,8 +355,8 @@ def _field_that_tells(types: Sequence[Any]) -> str | None:
         aliases = [getattr(each, "validation_alias", None) for each in fields]
         alike = all(each is None or isinstance(each, str) for each in aliases) and len(set(aliases)) == 1
         if alike and all(get_origin(hint) is Literal for hint in hints) and len(set(values)) == len(values):
-            return str(name)
-    return None
+            found.append(str(name))
+    return found
 
 
 def router_of(handler: object) -> Router[Any, Any] | None:

@@ -49,12 +49,14 @@ class Attempts(Generic[T]):
         if self._closed:
             raise _closed()
         deadline = TimeLimit(self._timeout)
+        found = self._lookups is None
         self._none.clear()
         try:
             async with deadline:
                 self._under_way.add(deadline)
                 if self._lookups is not None:
                     await self._lookups.look_up(self._place)
+                    found = True
                 connection = await connect()
                 try:
                     await greet(connection)
@@ -68,7 +70,10 @@ class Attempts(Generic[T]):
             if isinstance(error, TimeoutError) and self._closed:
                 raise _closed() from None
             if isinstance(error, TimeoutError) and deadline.expired():
-                raise late(self._timeout, self._place) from None
+                error = late(self._timeout, self._place)
+                if not found:
+                    error.add_note("the name server has not answered")
+                raise error from None
             told = refused(error, self._place)
             raise told from told.__cause__
         finally:

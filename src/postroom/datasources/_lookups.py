@@ -36,12 +36,18 @@ class Lookups:
             first = name not in self._waiting
             self._waiting.setdefault(name, []).append(done)
         if first:
-            threading.Thread(target=self._ask, args=(name,), name="postroom-lookup", daemon=True).start()
+            try:
+                threading.Thread(target=self._ask, args=(name,), name="postroom-lookup", daemon=True).start()
+            except RuntimeError:  # the process has too many of them
+                self._answer(name)
         await done
 
     def _ask(self, name: str) -> None:
         with suppress(OSError, UnicodeError):
             socket.getaddrinfo(name, None)
+        self._answer(name)
+
+    def _answer(self, name: str) -> None:
         with self._lock:
             waiting = self._waiting.pop(name)
         for done in waiting:
@@ -61,7 +67,8 @@ def _name_in(place: str) -> str | None:
     server = place.rpartition("/")[0]
     head, _, port = server.rpartition(":")
     host = head if port.isdigit() and not _is_address(server) else server
-    return None if not host or host.startswith(("/", "@")) or "," in host or _is_address(host) else host
+    # A "/" is of a path: to a socket, or, of SQLAlchemy's, to a file.
+    return None if not host or host.startswith("@") or set("/,") & set(host) or _is_address(host) else host
 
 
 def _is_address(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar
@@ -174,15 +174,21 @@ class PostgresDatabase(ABC, Generic[Tx]):
             ConfigurationError: there is no such table or schema, or statements are committed one by
                 one.
         """
+        await self._look_for_the_table(create=create)
+        if self.scope is not None and self.scope.settings:
+            with suppress(Exception):  # of a server that hides its roles it stays unknown
+                async with self._begin() as work:
+                    await self._enter_scope(work)
+                    said = await work.value(_BYPASS)
+                    self.bypass = said.decode(errors="replace") if isinstance(said, bytes) else said  # of SQL_ASCII
+
+    async def _look_for_the_table(self, *, create: bool) -> None:
         async with self._begin() as work:
             if await work.value(_BEGUN) != await work.value(_BEGUN):
                 text = "the inbox needs transactions, and these connections commit each statement: not AUTOCOMMIT"
                 raise ConfigurationError(text)
             await self._require_schema(work)
             await self._enter_scope(work)
-            if self.scope is not None and self.scope.settings:
-                said = await work.value(_BYPASS)
-                self.bypass = said.decode(errors="replace") if isinstance(said, bytes) else said  # of SQL_ASCII
             if await self._has_table(work):
                 return
             if not create:

@@ -61,7 +61,7 @@ class SqliteSyncTransaction:
             TransactionRolledBack: an earlier step has ended the transaction. The block raises the
                 same at its end.
         """
-        step = SyncStep(self._held.name, work)
+        step = SyncStep(self._held.file, work)
         self._held.hand_in(step)
         return step.wait()
 

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -28,14 +27,15 @@ class Unit(Generic[T]):
     """One unit of work: a transaction of its own.
 
     Args:
-        name: the file's, for errors.
+        file: the database's, for errors.
         work: what to do with the connection.
         write: whether it takes the write lock first.
     """
 
-    def __init__(self, name: str, work: Callable[[sqlite3.Connection], T], *, write: bool) -> None:
+    def __init__(self, file: Path, work: Callable[[sqlite3.Connection], T], *, write: bool) -> None:
         self.result: asyncio.Future[T] = self._future()
-        self.name = name
+        self.file: Path = file
+        self.name: str = file.name
         self._work = work
         self.write: bool = write
         self._context = contextvars.copy_context()
@@ -67,7 +67,7 @@ class Unit(Generic[T]):
             if self.abandoned:  # whatever an interrupted statement raised
                 self.refuse()
             else:
-                _judge_refusal(error, connection)
+                _judge_refusal(error, self.file)
                 complete(self.result, None, error)
         else:
             complete(self.result, value, None)
@@ -102,8 +102,8 @@ class Unit(Generic[T]):
 class Step(Unit[T]):
     """One unit of work within a transaction that stays open. One that fails leaves nothing of itself."""
 
-    def __init__(self, name: str, work: Callable[[sqlite3.Connection], T]) -> None:
-        super().__init__(name, work, write=True)
+    def __init__(self, file: Path, work: Callable[[sqlite3.Connection], T]) -> None:
+        super().__init__(file, work, write=True)
 
     def _transact(self, connection: sqlite3.Connection) -> T:
         check_open(connection)
@@ -122,12 +122,12 @@ class Held(Unit[None]):
     """A transaction that stays open: steps are handed in until it ends. Nothing else runs in the thread meanwhile.
 
     Args:
-        name: the file's, for errors.
+        file: the database's, for errors.
         begin: called with the connection before the first step.
     """
 
-    def __init__(self, name: str, begin: Callable[[sqlite3.Connection], None]) -> None:
-        super().__init__(name, self._serve, write=True)
+    def __init__(self, file: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
+        super().__init__(file, self._serve, write=True)
         self._begin = begin
         self._begun: asyncio.Future[None] = self._future()
         self._steps: SimpleQueue[Step[Any] | None] = SimpleQueue()
@@ -196,23 +196,22 @@ def _check_done(work: object, value: object) -> None:
     """Refuse an async function or a generator function: nothing of it has run, and the caller would not see that."""
     if inspect.iscoroutine(value):
         value.close()
-    elif not inspect.isgeneratorfunction(work):
+    elif not (inspect.isgeneratorfunction(work) or inspect.isasyncgenfunction(work)):
         return
     raise ConfigurationError("a unit of work is a plain function that returns data; got one with async or yield")
 
 
-def _judge_refusal(error: BaseException, connection: sqlite3.Connection) -> None:
+def _judge_refusal(error: BaseException, file: Path) -> None:
     """Say that a refused write is an outage, where this process may not write the file: no message is to blame.
 
     SQLite opens such a file for reading, without a word, and does not look again.
     """
     if getattr(error, "sqlite_errorcode", -1) & 0xFF != sqlite3.SQLITE_READONLY:
         return
-    with suppress(sqlite3.Error):  # a unit has closed it
-        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
-        if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
-            vars(error)["sqlstate"] = "25006"  # what PostgreSQL calls it
-            error.add_note(f"this process may not write {file}, or its directory")
+    file = file.resolve()
+    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        vars(error)["sqlstate"] = "25006"  # what PostgreSQL calls it
+        error.add_note(f"this process may not write {file}, or its directory")
 
 
 def _undo_step(connection: sqlite3.Connection) -> None:

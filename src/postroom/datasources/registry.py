@@ -93,7 +93,9 @@ class Registry(Generic[C]):
         """Refuse a context that can equal no key: the registry is for others, and each tenant would be unknown."""
         # Of another mapping it is not known whether it can be listed. Mostly the first key tells.
         keys: list[object] = list(self._sources) if isinstance(self._sources, dict) else []
-        if not keys or any(isinstance(key, type(context)) or isinstance(context, type(key)) for key in keys):
+        if not keys or context is None:  # of a message that names no tenant
+            return
+        if any(isinstance(key, type(context)) or isinstance(context, type(key)) for key in keys):
             return
         kind, other = (f"{type(each).__module__}.{type(each).__qualname__}" for each in (context, keys[0]))
         text = f"no key of the registry can be '{display_key(context)}', a {kind}: its keys are of type {other}"

@@ -118,7 +118,7 @@ class SqliteDatabase:
                 its thread: use ``tx.run`` there.
         """
         self._check_usable()
-        job = Unit(self.path.name, work, write=write)
+        job = Unit(self.path, work, write=write)
         # No lock here: in the loop's thread nothing comes between the check and this line.
         self._jobs.put(job)
         try:
@@ -147,7 +147,7 @@ class SqliteDatabase:
                 ``busy_timeout``.
         """
         self._check_usable()
-        held = Held(self.path.name, partial(_claim, key=key))
+        held = Held(self.path, partial(_claim, key=key))
         self._jobs.put(held)
         outer = _inside.get()
         try:
@@ -169,7 +169,7 @@ class SqliteDatabase:
         database is closed meanwhile, the present step is interrupted and the transaction rolled
         back.
         """
-        held = SyncHeld(self.path.name, partial(_claim, key=key))
+        held = SyncHeld(self.path, partial(_claim, key=key))
         with self._door:  # nothing comes after the None of aclose(), where it would not be looked at
             self._check_usable()
             self._jobs.put(held)
@@ -380,7 +380,7 @@ class SqliteTransaction:
             TransactionRolledBack: an earlier step has ended the transaction. The block raises the
                 same at its end.
         """
-        step = Step(self._held.name, work)
+        step = Step(self._held.file, work)
         self._held.hand_in(step)
         try:
             return await step.result

@@ -15,7 +15,8 @@ from typing import Any, Final, Self, cast
 
 from postroom.aws_session import new_session
 from postroom.checking import check_endpoint, check_endpoint_variables, check_function
-from postroom.consumer import CallNext, MessageContext, current_message
+from postroom.consumer import CallNext, MessageContext
+from postroom.consumer.batching import current_batch
 from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
 from postroom.log_fields import Log, Step, about
 from postroom.options import check_count, check_seconds
@@ -65,7 +66,7 @@ def set_task_output(output: object) -> None:
             "set_task_output() works in a handler of a message with a task token: Consumer(middleware=[TaskTokens()])"
         )
         raise ConfigurationError(text)
-    if current_message() is None:  # it is the first message's task that is seen in a batch
+    if current_batch() is not None:  # it is the first message's task that is seen in a batch
         text = "a batch handler cannot say of which message set_task_output() is: register a handler of one message"
         raise ConfigurationError(text)
     written = "{}" if output is None else to_json(output)

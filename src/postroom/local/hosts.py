@@ -28,13 +28,15 @@ class HostPolicy:
 
     Args:
         allowed: more names for the Host header; one that starts with a dot allows all names under it. ``*`` allows all.
+        option: what a refusal says to use for that.
     """
 
-    def __init__(self, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, allowed: Iterable[str] = (), *, option: str = "--allow-host") -> None:
         names = {name.strip().lower() for name in allowed}
         self._suffixes = (*_PRIVATE_SUFFIXES, *sorted(name for name in names if name.startswith(".")))
         self._names = names | {"localhost", socket.gethostname().lower()}
         self._good: set[bytes] = set()
+        self._option = option
 
     def refusal(self, headers: Mapping[bytes, bytes]) -> str | None:
         """Return why a request is refused; None for one that is served."""
@@ -42,7 +44,7 @@ class HostPolicy:
         if host is not None and host not in self._good:
             if not self._is_own(_name_of(host.decode("latin-1"))):
                 shown = host[:100].decode("latin-1")
-                return f"The host {shown!a} is not a name of this server; --allow-host allows it."
+                return f"The host {shown!a} is not a name of this server; {self._option} allows it."
             if len(self._good) >= _REMEMBERED:
                 self._good.clear()
             self._good.add(host)

@@ -37,6 +37,9 @@ _SAFE: Final = frozenset(
 _WHERE: Final = re.compile(r" at line \d+ column \d+$")
 _JSON_NAMES: Final = {"dict": "object", "list": "array", "NoneType": "null"}
 _UNREADABLE: Final = object()
+_WITH_COMPUTED: Final = frozenset({"model-fields", "dataclass-args"})
+_NO_SCHEMAS: Final = frozenset({"config", "default", "expected", "metadata"})
+"""Parts of a schema that are none, but values: those of a default may contain themselves."""
 _HIDDEN: Final = "**********"
 """What pydantic writes for a secret."""
 
@@ -88,13 +91,25 @@ def model_encoder(payload_type: Any) -> Callable[[Any], str]:
     return encode
 
 
-def _is_exact(schema: object) -> bool:
-    """Whether a decoder refuses what pydantic writes by default: fields that are computed, JSON that was a text."""
+def _is_exact(schema: object, *, forbids: bool = False) -> bool:
+    """Whether a decoder refuses what pydantic writes by default: JSON that was a text, fields that are computed.
+
+    Args:
+        schema: pydantic's, or a part of it.
+        forbids: whether the model that it is a part of takes no further fields, and so refuses computed ones.
+    """
     if isinstance(schema, Mapping):
-        parts = cast("Mapping[object, object]", schema)
-        named = parts.get("extra_fields_behavior"), parts.get("extra_behavior"), parts.get("type")
-        return named[2] == "json" or "forbid" in named[:2] or any(map(_is_exact, parts.values()))
-    return isinstance(schema, list | tuple) and any(map(_is_exact, cast("list[object]", schema)))
+        parts = cast("Mapping[object, Any]", schema)
+        kind = parts.get("type")
+        if "cls" in parts:
+            forbids = parts.get("config", {}).get("extra_fields_behavior") == "forbid"
+        if kind == "json" or (forbids and kind in _WITH_COMPUTED and parts.get("computed_fields")):
+            return True
+        beside = _NO_SCHEMAS if isinstance(kind, str) else ()  # else they are the names of fields
+        return any(_is_exact(part, forbids=forbids) for name, part in parts.items() if name not in beside)
+    return isinstance(schema, list | tuple) and any(
+        _is_exact(part, forbids=forbids) for part in cast("list[object]", schema)
+    )
 
 
 def _lost(adapter: "pydantic.TypeAdapter[Any]", payload: Any, body: str, *, exact: bool) -> str | None:

@@ -44,11 +44,12 @@ class _Renaming:
     def __init__(self, rename: Rename) -> None:
         self._rename: Rename = rename
         self._forms: dict[type, tuple[type, Build]] = {}
-        self._open: set[type] = set()
+        self._open: set[Any] = set()
 
     def form(self, kind: Any) -> tuple[Any, Build | None]:
         """Return the wire form of any type, and how to build the type from it."""
-        kind = unaliased(kind)
+        if (meant := unaliased(kind)) is not kind:
+            return self._aliased(kind, meant)
         if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return self._dataclass(kind)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -60,6 +61,15 @@ class _Renaming:
         if dataclasses.is_dataclass(origin):
             raise _cannot(kind, "it is generic; derive a plain class from it")
         return self._container(kind, origin, arguments)
+
+    def _aliased(self, name: Any, kind: Any) -> tuple[Any, Build | None]:
+        if name in self._open:
+            raise _cannot(name, "it contains itself")
+        self._open.add(name)
+        try:
+            return self.form(kind)
+        finally:
+            self._open.discard(name)
 
     def _container(self, kind: Any, origin: Any, arguments: tuple[Any, ...]) -> tuple[Any, Build | None]:
         forms = [(item, None) if item is Ellipsis else self.form(item) for item in arguments]

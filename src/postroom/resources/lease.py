@@ -166,7 +166,6 @@ class LeaseScope(Generic[R_co]):
         if self._lease is not None:
             raise RuntimeError("this lease() is in use: call pool.lease() again for each `async with`")
         context, timeout = self._arguments
-        self._pool.check_loop()
         # Without a coroutine first: nearly every lease finds its resource open.
         lease: Lease[R_co] = self._pool.try_lease(context) or await self._pool.acquire(context, timeout=timeout)
         self._lease = lease
@@ -182,10 +181,6 @@ class LeaseScope(Generic[R_co]):
 
 class Acquiring(Protocol):
     """What a scope needs of a pool."""
-
-    def check_loop(self) -> object:
-        """Refuse to be used from another event loop."""
-        ...
 
     def try_lease(self, context: Any) -> Lease[Any] | None:
         """Lease without waiting."""

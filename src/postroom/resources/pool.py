@@ -312,8 +312,7 @@ class ResourcePool(Generic[C, R]):
             ConfigurationError: this is another event loop, or a thread without one.
             ResourceError: ``key=`` failed, or the key cannot be hashed.
         """
-        if self._running is not None and self._running.loop is not asyncio._get_running_loop():  # noqa: SLF001
-            raise ConfigurationError(f"{self._name} was opened on another event loop: a pool belongs to one")
+        self._check_loop()
         held = self.try_hold(context)
         return None if held is None else held.lease()
 
@@ -574,7 +573,7 @@ class ResourcePool(Generic[C, R]):
     # -- waiting ------------------------------------------------------------------------------------------------
 
     async def _wait(self, context: C, seconds: float) -> Lease[R] | PostroomError:
-        engine = self.check_loop()
+        engine = self._check_loop()
         waiter = Waiter(context, engine.loop.create_future())
         self._counters.misses += 1
         self._core.ask(self._requests.request(context), waiter, engine.loop.time())
@@ -637,16 +636,17 @@ class ResourcePool(Generic[C, R]):
 
     # -- small print --------------------------------------------------------------------------------------------
 
-    def check_loop(self) -> Engine:
+    def _check_loop(self) -> Engine:
         """Return the engine, in its own event loop.
 
         Raises:
             ClosedError, NotOpenError: the pool was closed, or not opened yet.
-            ConfigurationError: this is another event loop. An open resource would be used by two of them.
+            ConfigurationError: this is another event loop, or a thread without one. An open resource would be used by
+                two of them.
         """
         if self._running is None:
             raise self._unusable()
-        if self._running.loop is not asyncio.get_running_loop():
+        if self._running.loop is not asyncio._get_running_loop():  # noqa: SLF001 - it raises nothing in a thread
             raise ConfigurationError(f"{self._name} was opened on another event loop: a pool belongs to one")
         return self._running
 

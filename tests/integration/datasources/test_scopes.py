@@ -226,6 +226,23 @@ async def test_a_user_to_whom_row_level_security_does_not_apply_is_told_of(
     tenant.server.execute(f"DROP OWNED BY {role} CASCADE", database=tenant.name)
 
 
+async def test_a_server_that_hides_its_roles_opens_tenants(
+    driver: Driver, tenant: TenantDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one of several customers may. What was to be warned of is not known there."""
+    role = f"app{secrets.token_hex(4)}"
+    tenant.server.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+    tenant.server.execute(
+        f"GRANT CREATE ON SCHEMA public TO {role}; REVOKE SELECT ON pg_roles FROM PUBLIC", database=tenant.name
+    )
+    dsn = tenant.dsn.replace(f"postroom:{tenant.server.password}", f"{role}:p")
+    async with driver.provide(dsn, lambda name: Scope(settings={"app.tenant": name}))("a"):
+        found = tenant.server.execute("SELECT tablename FROM pg_tables WHERE tablename ~ 'inbox'", database=tenant.name)
+    assert found == "postroom_inbox"
+    assert "row-level security" not in caplog.text
+    tenant.server.execute(f"DROP OWNED BY {role} CASCADE", database=tenant.name)
+
+
 async def test_outside_of_a_transaction_nothing_of_a_tenant_is_seen(dsn: str) -> None:
     """A forgotten transaction finds no rows; it does not find another tenant's."""
     async with _asyncpg(dsn, lambda name: Scope(settings={"app.tenant": name}))("a") as db:

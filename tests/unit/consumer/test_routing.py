@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from postroom import (
     ConfigurationError,
@@ -185,6 +185,66 @@ def test_an_unknown_type_has_a_policy(kinds: tuple[Any, Any], body: str) -> None
     for kind in kinds:
         router.handler(payload=kind)(_nothing)
     with pytest.raises(Drop, match="of none that has a handler"):
+        router.decode(Message(id="1", body=body))
+
+
+class Ordered(BaseModel):
+    """A kind of pydantic's with a default, which a sender may leave out."""
+
+    kind: Literal["ordered"] = "ordered"
+    order: int
+
+
+class Shouted(BaseModel):
+    """One that takes its kind in capitals, too."""
+
+    kind: Annotated[Literal["shouted"], BeforeValidator(str.lower)]
+
+
+class InEuro(BaseModel):
+    """One with a second field of which another kind has another value."""
+
+    currency: Literal["EUR"]
+    kind: Literal["euro"]
+
+
+class InDollars(BaseModel):
+    """That other kind."""
+
+    currency: Literal["USD"]
+    kind: Literal["dollars"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "body", "payload"),
+    [
+        ((Ordered, Cash), '{"order": 1}', Ordered(order=1)),
+        ((Shouted, Cash), '{"kind": "SHOUTED"}', Shouted(kind="shouted")),
+    ],
+)
+def test_models_take_what_pydantic_takes(kinds: tuple[Any, Any], body: str, payload: Any) -> None:
+    """Whatever it is that tells whether a kind is unknown."""
+    router: Router[Tenant, None] = Router(unknown="drop")
+    for kind in kinds:
+        router.handler(payload=kind)(_nothing)
+    router.start()
+    assert router.decode(Message(id="1", body=body)).payload == payload
+
+
+@pytest.mark.parametrize(
+    ("kinds", "body"),
+    [
+        ((InEuro, InDollars), '{"kind": "euro", "currency": "CHF"}'),
+        ((Ordered, Cash), '{"kind": "ordered", "order": "one"}'),
+        ((Card, Cash), '{"number": 1}'),
+    ],
+)
+def test_a_wrong_message_of_a_known_kind_is_not_of_an_unknown_one(kinds: tuple[Any, Any], body: str) -> None:
+    """It would be deleted. Of several fields that differ it is not known which one is the kind."""
+    router: Router[Tenant, None] = Router(unknown="drop")
+    for kind in kinds:
+        router.handler(payload=kind)(_nothing)
+    with pytest.raises(ValidationError):
         router.decode(Message(id="1", body=body))
 
 

@@ -21,6 +21,7 @@ from postroom.datasources import (
     sqlalchemy_sync_engine,
 )
 from postroom.datasources._lookups import Lookups
+from postroom.redaction import describe
 
 Provide = Callable[..., Provider[Any, Any]]
 
@@ -67,9 +68,11 @@ async def test_silent_names_keep_no_thread_of_the_event_loop(names: NameServer, 
     provider = provide(registry, connect_timeout=0.05)
 
     async def open_one(tenant: str) -> None:
-        with pytest.raises(TimeoutError, match=f"no connection to silent-{tenant}.internal/a was made within"):
+        with pytest.raises(TimeoutError, match=f"no connection to silent-{tenant}.internal/a was made within") as late:
             async with provider(tenant):
                 pass
+        in_threads = provide in {psycopg_sync_pool, sqlalchemy_sync_engine}  # libpq looks names up, and does not tell
+        assert ("; the name server has not answered" in describe(late.value)) != in_threads
 
     await asyncio.gather(*(open_one(str(number)) for number in range(20)))
     assert {thread.partition("-")[0] for _, thread in names.asked} == {"postroom"}
@@ -89,6 +92,23 @@ async def test_one_thread_asks_for_a_name_however_many_want_it(names: NameServer
     assert len(names.asked) == 2
 
 
+async def test_a_thread_that_cannot_be_started_keeps_nobody_waiting(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor those who want that name later, when there are threads again."""
+    lookups = Lookups()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        await lookups.look_up("db-1.internal:5432/a")
+    assert names.asked == []
+    await lookups.look_up("db-1.internal:5432/a")
+    assert [name for name, _ in names.asked] == ["db-1.internal"]
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -98,6 +118,7 @@ async def test_one_thread_asks_for_a_name_however_many_want_it(names: NameServer
         "/run/postgresql:5432/a",
         "db-1:5432,db-2:5432/a",
         "the database",
+        "localhost/tenants/acme.db",
     ],
 )
 async def test_what_is_no_single_name_is_not_looked_up(names: NameServer, place: str) -> None:

@@ -56,9 +56,9 @@ class Region(StrEnum):
     EU = "eu"
 
 
-@pytest.mark.parametrize("context", [Region.EU, "us"])
+@pytest.mark.parametrize("context", [Region.EU, "us", None])
 def test_a_context_that_may_equal_a_key_is_an_unknown_tenant(context: Any) -> None:
-    """One key of its kind, or of a kind that it is derived from, is enough."""
+    """One key of its kind, or of a kind that it is derived from, is enough. None is of a message without a tenant."""
     registry: Registry[Any] = Registry({Tenant("acme"): DSN, "other": DSN})
     with pytest.raises(UnknownTenant):
         registry(context)

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import string
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,18 @@ def _insert_lazily(connection: sqlite3.Connection) -> Iterator[int]:
     yield _insert(connection, "lazily")
 
 
+async def _insert_later_and_lazily(connection: sqlite3.Connection) -> AsyncGenerator[int, None]:
+    yield _insert(connection, "lazily")
+
+
 @pytest.mark.parametrize(
-    "work", [_insert_later, _insert_lazily, lambda connection: _insert_later(connection=connection)]
+    "work",
+    [
+        _insert_later,
+        _insert_lazily,
+        _insert_later_and_lazily,
+        lambda connection: _insert_later(connection=connection),
+    ],
 )
 async def test_a_unit_of_which_nothing_would_run_is_refused(database: SqliteDatabase, work: Any) -> None:
     """Its message would be acknowledged without any work done; so would that of a step."""
@@ -464,6 +474,8 @@ class TestCheck:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA query_only = 1")  # as SQLite answers then, too; root may write every file
+            connection.row_factory = lambda _, row: {"first": row[0]}  # of the user
+            connection.text_factory = bytes
             _insert(connection, "1")
 
         with pytest.raises(sqlite3.OperationalError, match="attempt to write a readonly database") as raised:

@@ -1,6 +1,7 @@
 """What each payload type gets from a body, and what a body that does not fit is told."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -368,6 +369,18 @@ class TestRename:
         """Of a ``type`` statement, with which Python 3.12 names unions."""
         decoder = decoder_for(TypeAliasType("Maybe", WireLine | None), rename="camel")
         assert decoder(message('{"unitPrice": 1.10}')) == WireLine(Decimal("1.10"))
+
+    def test_a_name_of_a_type_that_contains_itself_is_refused(self) -> None:
+        """As a ``type`` of any JSON does. Stood in for: Python 3.11 has none that contains itself."""
+
+        class TypeAliasType:
+            @functools.cached_property
+            def __value__(self) -> Any:
+                return list[self]  # type: ignore[valid-type]
+
+        payload = dataclasses.make_dataclass("Payload", [("any_json", TypeAliasType())])
+        with pytest.raises(ConfigurationError, match="it contains itself"):
+            decoder_for(payload, rename="camel")
 
     def test_names_are_renamed_wherever_a_dataclass_stands(self) -> None:
         """In lists, dicts, tuples, unions and Annotated; numbers stay exact, defaults and checks apply."""

@@ -281,10 +281,25 @@ def test_what_is_called_a_secret_stays_hidden() -> None:
     class Model(pydantic.BaseModel, frozen=True):
         name: str
         client_secret: str
+        aws_secret_access_key: str
+        storage_account_key: str
+        dbPassword: str  # noqa: N815 - as JSON spells it
 
     assert display_key(Row("a", "hunter2", "postgresql://app:hunter2@db/a")) == "a:postgresql://app:***@db/a"
     assert display_key(Struct("a", "hunter2", "hunter2")) == "a"
-    assert display_key(Model(name="a", client_secret="hunter2")) == "a"
+    model = {"client_secret": "x", "aws_secret_access_key": "x", "storage_account_key": "x", "dbPassword": "x"}
+    assert display_key(Model(name="a", **model)) == "a"
+
+
+def test_what_has_fields_and_is_no_named_tuple_is_shown_by_its_type_only() -> None:
+    """Such as a row of SQLAlchemy's: its class has a property of that name."""
+
+    class Row:
+        @property
+        def _fields(self) -> tuple[str, ...]:
+            return ("id", "dsn")
+
+    assert display_key(Row()) == "<Row>"
 
 
 def test_a_secret_type_is_shown_by_its_name_only() -> None:
