@@ -28,8 +28,8 @@ def is_number(value: object) -> TypeGuard[float]:
 def answered(answer: T) -> T:
     """Return what a function of the user's answered. A coroutine is none, and would pass for True, or for a name."""
     if isinstance(answer, Awaitable):
-        if inspect.iscoroutine(answer):
-            answer.close()
+        if inspect.iscoroutine(cast("object", answer)):
+            cast("Any", answer).close()
         raise TypeError("it returned an awaitable, which nothing awaits; let it answer at once, without `async`")
     return answer
 

@@ -93,8 +93,9 @@ def _given(handler: Any) -> dict[Any, Any]:
     """Return what the type variables of a method stand for: ``Base[Order]``, or a class that is derived from it."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    owner = handler.__self__ if inspect.ismethod(handler) else handler
-    kind, name = type(owner), getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
+    owner: Any = handler.__self__ if inspect.ismethod(handler) else handler
+    kind: Any = type(owner)
+    name = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
     home = next((each for each in kind.__mro__ if name in vars(each)), None)
     made = typing.get_args(getattr(owner, "__orig_class__", None))
     return {} if home is None else _arguments(kind, home, dict(zip(_variables_of(kind), made, strict=False)))
@@ -104,8 +105,9 @@ def _arguments(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]:
     """Return what the type variables of a base class stand for, from what those of a class stand for."""
     if kind is home:
         return given
-    for base in vars(kind).get("__orig_bases__", kind.__bases__):
-        origin = typing.get_origin(base) or base
+    bases: tuple[Any, ...] = vars(kind).get("__orig_bases__", kind.__bases__)
+    for base in bases:
+        origin: Any = typing.get_origin(base) or base
         if isinstance(origin, type) and issubclass(origin, home):
             types_ = [_filled_in(each, given) for each in typing.get_args(base)]
             return _arguments(origin, home, dict(zip(_variables_of(origin), types_, strict=False)))
