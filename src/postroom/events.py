@@ -202,6 +202,8 @@ class ResourceOpened(Event, frozen=True):
     """How long that took."""
     host: Hashable | None = None
     """What ``host=`` says; None without it."""
+    invited: tuple[Hashable, ...] = ()
+    """Others of its host that a full server had refused, and that may be tried at once."""
 
 
 class ResourceOpenFailed(Event, frozen=True):

@@ -8,7 +8,7 @@ fail: that is the breaker here.
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Hashable, Mapping, Sequence, Sized
 from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -75,10 +75,6 @@ class Outage(msgspec.Struct, frozen=True):
     """The last error, as it is shown in the log."""
     told: bool = True
     """Whether the log tells of it: then it will tell when it is over."""
-    host: Hashable | None = None
-    """The host of the tenant's resources that the outage is of."""
-    context: Any = None
-    """Names these resources to the pool."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -353,7 +349,7 @@ class Availability:
             quiet = now < self._tell_of_budget
         obstacle = self._obstacle_of(job, error)
         # Logged for the first message alone: thousands may wait for the same host.
-        if self._note(obstacle, _shown(error), now, quiet=quiet, job=job):
+        if self._note(obstacle, _shown(error), now, quiet=quiet):
             if isinstance(error, PoolExhaustedError):
                 self._tell_of_budget = now + _TELL_AGAIN
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
@@ -400,17 +396,13 @@ class Availability:
         """Whether the queue that a tenant is diverted to took nothing when it was tried last."""
         return Obstacle(ObstacleKind.DIVERSION, tenant) in self.known_outages
 
-    def _note(self, obstacle: Obstacle, cause: str, now: float, *, quiet: bool = False, job: Job | None = None) -> bool:
+    def _note(self, obstacle: Obstacle, cause: str, now: float, *, quiet: bool = False) -> bool:
         """Note that an outage lasts. Returns whether to tell of it: when it begins, and when it is not ``quiet``."""
         known = self.known_outages.get(obstacle)
         if known is None:
             _bound(self.known_outages)
         told = known is not None and known.told
-        host = context = None
-        if job is not None and obstacle.kind is ObstacleKind.TENANT:
-            host, context = self._host_of(job), job.context
-        since = now if known is None else known.since
-        self.known_outages[obstacle] = Outage(since, cause, told or not quiet, host, context)
+        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
         return not (told or quiet)
 
     def _pause_after(self, obstacle: Obstacle, cause: str, now: float) -> float:
@@ -442,8 +434,13 @@ class Availability:
         if wait.obstacle.kind is ObstacleKind.HOST:
             self._asleep.setdefault(wait.obstacle.name, {})[job.tenant] = None
 
-    def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> tuple[list[Obstacle], list[Hashable]]:
-        """Note that a tenant's resources are open. Returns the obstacles that are over, and the tenants to wake."""
+    def recovered(
+        self, tenant: Hashable, host: Hashable | None, now: float, invited: Collection[Hashable] = ()
+    ) -> tuple[list[Obstacle], list[Hashable]]:
+        """Note that a tenant's resources are open. Returns the obstacles that are over, and the tenants to wake.
+
+        The pool leaves the ``invited`` alone no longer: they follow the tenant that found room on their server.
+        """
         over: list[Obstacle] = []
         woken: dict[Hashable, None] = {}
         for obstacle in (Obstacle(ObstacleKind.TENANT, tenant), Obstacle(ObstacleKind.HOST, host)):
@@ -465,15 +462,8 @@ class Availability:
             self._hints.found_up(host)
         if host is not None and host in self._asleep:
             woken.update(self._asleep.pop(host))
-        if over and host is not None:
-            woken.update(dict.fromkeys(self._invited(host)))
+        woken.update((each, None) for each in invited if Obstacle(ObstacleKind.TENANT, each) in self.known_outages)
         return over, list(woken)
-
-    def _invited(self, host: Hashable) -> Iterator[Hashable]:
-        """Yield the tenants of a host with an outage of their own that the pool leaves alone no longer."""
-        for obstacle, outage in self.known_outages.items():
-            if outage.host == host and self._pool is not None and not self._pool.retry_after(outage.context):
-                yield obstacle.name
 
     def ends_outage(self, job: Job) -> bool:
         """Whether the return of a handler shows that its tenant's resources can be used again.
@@ -568,11 +558,8 @@ class Availability:
             forgotten, _ = self.failing.popitem(last=False)
             self._open.pop(forgotten, None)
 
-    def _host_of(self, job: Job) -> Hashable | None:
-        return None if self._pool is None else self._pool.host_of(job.context)
-
     def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
-        host = self._host_of(job)
+        host = None if self._pool is None else self._pool.host_of(job.context)
         of_host = Obstacle(ObstacleKind.HOST, host)
         told = of_host in self.known_outages or getattr(error, "host", None) is not None or self._is_hinted(host)
         if host is not None and told:

@@ -15,7 +15,7 @@ scheduler, and how much to ask for in the receive policy.
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from itertools import takewhile
 from random import Random
 from typing import Final
@@ -528,10 +528,12 @@ class Core:
         self.scheduler.sleep(job.tenant, until, now=now)
         return self._with_resources(job.tenant)
 
-    def recovered(self, tenant: Hashable, host: Hashable | None, now: float) -> bool:
+    def recovered(
+        self, tenant: Hashable, host: Hashable | None, now: float, invited: Collection[Hashable] = ()
+    ) -> bool:
         """Note that a tenant's resources are open. Returns whether messages may be called back, or tenants go on."""
         # The tenant itself goes on at once; the others of its host take turns, see `wake_some`.
-        over, woken = self.availability.recovered(tenant, host, now)
+        over, woken = self.availability.recovered(tenant, host, now, invited)
         self.scheduler.wake(tenant)
         for other in woken:
             self.waking.append(other)

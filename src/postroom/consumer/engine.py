@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -426,11 +426,11 @@ class Engine:
     def observe(self, event: Event) -> None:
         """Hear from the pool that a tenant's resources are open."""
         if isinstance(event, ResourceOpened):
-            self.available(event.key, getattr(event, "host", None))
+            self.available(event.key, getattr(event, "host", None), getattr(event, "invited", ()))
 
-    def available(self, tenant: Hashable, host: Hashable | None = None) -> None:
+    def available(self, tenant: Hashable, host: Hashable | None = None, invited: Collection[Hashable] = ()) -> None:
         """Let those go on that waited for a tenant's resources, or for the host that they are on."""
-        others = self.core.recovered(tenant, host, self._time())
+        others = self.core.recovered(tenant, host, self._time(), invited)
         if others:
             self.core.wake_some()
         self.dispatch()

@@ -49,6 +49,8 @@ class Record(msgspec.Struct):
     """The last resource of this key broke: check the next one before it is handed out."""
     host: Hashable = None
     """Where the last failure was."""
+    key: Hashable = None
+    """What events call it."""
 
 
 class Cooling:
@@ -91,6 +93,7 @@ class Cooling:
         now: float,
         in_use: bool = False,
         host: Hashable = None,
+        key: Hashable = None,
     ) -> float:
         """Note a failed open. Returns the pause in seconds: full jitter below an exponential ceiling.
 
@@ -105,6 +108,7 @@ class Cooling:
         record.permanent = permanent
         record.in_use = in_use
         record.host = host
+        record.key = key
         record.cause = self._causes.keep(cause)
         pause = self._backoff.permanent if permanent else self._pause(record.failures, now - record.since)
         record.until = now + pause
@@ -134,14 +138,19 @@ class Cooling:
         """Drop what is remembered: the open succeeded, or the tenant was repaired."""
         self.records.pop(identity, None)
 
-    def found_room(self, identity: Identity, now: float) -> None:
-        """Let a few keys be tried at once that a full server has refused as it had this one, which is open by now."""
+    def found_room(self, identity: Identity, now: float) -> tuple[Hashable, ...]:
+        """Let a few keys be tried at once that a full server has refused as it had this one, which is open by now.
+
+        Returns them, as events call them.
+        """
         record = self.records.get(identity)
         if record is None or record.host is None or not _was_full(record):
-            return
+            return ()
         alike = (each for each in self.records.values() if each.until > now and each.host == record.host)
-        for each in itertools.islice(filter(_was_full, alike), _INVITED):
+        invited = list(itertools.islice(filter(_was_full, alike), _INVITED))
+        for each in invited:
             each.until = now
+        return tuple(each.key for each in invited)
 
     def purge(self, now: float, wanted: Container[Identity] = ()) -> None:
         """Drop records so old that a new failure should count as the first: not of keys that wait for their turn."""

@@ -11,7 +11,7 @@ Every method takes the time, changes the state at once and completely, and leave
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, Final
 
 from postroom.options import OpenBackoff, PoolLimits
@@ -170,7 +170,7 @@ class Core:
             return  # uses that ran side by side met the same outage: it is one failure, and no pause becomes shorter
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
         pause = self.cooling.failed(
-            entry.identity, entry.context, cause, permanent=False, now=now, in_use=True, host=entry.host
+            entry.identity, entry.context, cause, permanent=False, now=now, in_use=True, host=entry.host, key=entry.key
         )
         tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
         self._tell_failure(entry, cause, last, pause, now, tripped=tripped, in_use=True)
@@ -195,12 +195,15 @@ class Core:
         entry.verify = self.checks and record is not None and record.verify
         return True
 
-    def usable(self, entry: Entry, now: float) -> None:
-        """Hand out an entry that was opened, and checked where the one before it broke."""
+    def usable(self, entry: Entry, now: float) -> tuple[Hashable, ...]:
+        """Hand out an entry that was opened, and checked where the one before it broke.
+
+        Returns other keys of its host that may be tried at once.
+        """
         if entry.state is not EntryState.OPENING:
-            return
+            return ()
         self._tell_recovery(entry, now)
-        self.cooling.found_room(entry.identity, now)
+        invited = self.cooling.found_room(entry.identity, now)
         self.cooling.forget(entry.identity)
         self.hosts.succeeded(entry.host, probe=entry.probe)
         # Make before break: the predecessor drains only now that its successor can be leased.
@@ -219,6 +222,7 @@ class Core:
         self.gates.stir(entry.host)
         self._unpark(entry.host, now)
         self._serve(now)
+        return invited
 
     def open_failed(self, entry: Entry, error: BaseException, *, permanent: bool, now: float) -> float:
         """Note that a provider failed, or is too slow, or opened something unhealthy. Returns the pause."""
@@ -230,7 +234,9 @@ class Core:
         # the last.
         before = self.cooling.find(entry.identity)
         last, cause = None if before is None else before.cause, Cause(error, entry.context)
-        pause = self.cooling.failed(entry.identity, entry.context, cause, permanent=permanent, now=now, host=entry.host)
+        pause = self.cooling.failed(
+            entry.identity, entry.context, cause, permanent=permanent, now=now, host=entry.host, key=entry.key
+        )
         tripped = False
         if permanent or entry.opened:
             # An unknown tenant, or an unhealthy resource: the server has answered, so this is no

@@ -204,14 +204,14 @@ class Engine:
     def usable(self, entry: Entry) -> None:
         """Let a resource be handed out."""
         now, opens = self.loop.time(), entry.state is EntryState.OPENING
-        self._core.usable(entry, now)
+        invited = self._core.usable(entry, now)
         if entry.verify:
             entry.verify = False
             self._tell_created(entry)
         self.act()
         # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
         if opens and self._observers:
-            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host))
+            self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host, invited))
 
     def open_failed(self, entry: Entry, error: BaseException) -> None:
         """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""

@@ -287,9 +287,9 @@ def _fails_duplicates(_was_handled: Any) -> Any:
 
 
 def _ends_pauses(recovered: Any) -> Any:
-    def mutant(self: Any, tenant: Any, host: Any, now: float) -> Any:
+    def mutant(self: Any, tenant: Any, host: Any, now: float, invited: Any = ()) -> Any:
         self.met.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
-        return recovered(self, tenant, host, now)
+        return recovered(self, tenant, host, now, invited)
 
     return mutant
 

@@ -227,7 +227,7 @@ def asks_no_pool(patch: Patch) -> None:
 @mutant(11)
 def never_ends_an_outage(patch: Patch) -> None:
     """Outages stay when their resources are open."""
-    patch.setattr(Availability, "recovered", lambda self, tenant, host, now: ([], []))
+    patch.setattr(Availability, "recovered", lambda self, tenant, host, now, invited=(): ([], []))
 
 
 @mutant(0)

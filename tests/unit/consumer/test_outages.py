@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -12,16 +13,19 @@ from postroom import (
     MessageContext,
     PoolLimits,
     ResourceError,
+    ResourceOpenError,
     ResourcePool,
     RetryPolicy,
     Shutdown,
     Visibility,
 )
 from postroom.consumer import TenantState
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind
 from postroom.consumer.demand import BEYOND
 from postroom.options import OpenBackoff
 from postroom.resources.failures import of_server
 from simulation.fairness.model import FarClient
+from support.jobs import job
 from support.world import Database, Databases, Order, Tenant, World, in_world
 
 
@@ -111,6 +115,20 @@ def test_tenants_of_a_server_that_has_room_again_follow_the_first_of_them(state:
     first = in_world(scenario)
     assert len(first) == 4
     assert (max(first.values()) - min(first.values()) < 1.0) is together
+
+
+def test_the_end_of_an_outage_asks_about_no_other_tenant_of_its_host() -> None:
+    """Where a thousand have one each, the pool was asked a million times. Those that it invites go on, if they wait."""
+    pool = mock.Mock(host_of=lambda _context: "host", retry_after=mock.Mock(return_value=0.0))
+    known = Availability(pool, Random(1))
+    for tenant in NAMES:
+        known.refused(job(tenant), ResourceOpenError("refused", context=tenant), 0.0)
+    pool.retry_after.reset_mock()
+    first, second = NAMES[:2]
+    over, woken = known.recovered(first, "host", 60.0, (second, "a tenant that waits for nothing"))
+    assert over == [Obstacle(ObstacleKind.TENANT, first)]
+    assert woken == [first, second]
+    assert not pool.retry_after.called
 
 
 @pytest.mark.parametrize("opened_again", [False, True])

@@ -98,14 +98,15 @@ def test_room_on_a_full_server_ends_the_pauses_of_a_few_that_it_refused() -> Non
     failures = {0: ("h", FullError()), 1: ("other", FullError()), 2: ("h", DOWN), 3: (None, FullError())}
     failures |= dict.fromkeys(range(4, 8), ("h", FullError()))
     for number, (host, error) in failures.items():
-        memory.failed(key(number), None, Cause(error, None), permanent=False, now=0.0, host=host)
+        memory.failed(key(number), None, Cause(error, None), permanent=False, now=0.0, host=host, key=number)
     now = min(memory.remaining(key(number), 0.0) for number in failures) / 2
-    paused = [set(failures)]
+    invited, paused = [], [set(failures)]
     for number in (2, 3, 9, 0, 0, 0):
-        memory.found_room(key(number), now)
+        invited.append(memory.found_room(key(number), now))
         paused.append({each for each in failures if memory.remaining(key(each), now)})
     everything, elsewhere = set(failures), {1, 2, 3}
     assert paused == [*[everything] * 4, everything - {0, 4}, {7, *elsewhere}, elsewhere]
+    assert invited == [(), (), (), (0, 4), (5, 6), (7,)]
 
 
 def test_the_oldest_failures_are_forgotten_first() -> None:
