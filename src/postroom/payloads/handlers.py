@@ -5,7 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from postroom.errors import ConfigurationError
 from postroom.payloads.problems import unaliased
@@ -94,7 +94,7 @@ def _given(handler: Any) -> dict[Any, Any]:
     while isinstance(handler, functools.partial):
         handler = handler.func
     owner: Any = handler.__self__ if inspect.ismethod(handler) else handler
-    kind: Any = type(owner)
+    kind = cast("Any", type(owner))
     name = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
     home = next((each for each in kind.__mro__ if name in vars(each)), None)
     made = typing.get_args(getattr(owner, "__orig_class__", None))
@@ -105,7 +105,8 @@ def _arguments(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]:
     """Return what the type variables of a base class stand for, from what those of a class stand for."""
     if kind is home:
         return given
-    bases: tuple[Any, ...] = vars(kind).get("__orig_bases__", kind.__bases__)
+    own = cast("dict[str, Any]", vars(kind))
+    bases = cast("tuple[Any, ...]", own.get("__orig_bases__", kind.__bases__))
     for base in bases:
         origin: Any = typing.get_origin(base) or base
         if isinstance(origin, type) and issubclass(origin, home):
