@@ -18,6 +18,7 @@ import pytest
 
 from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
+from support.output import read_until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "multi_tenant_datasource"
@@ -97,16 +98,6 @@ def _postroom(server: ThreadedServer, words: list[str], databases: str) -> "subp
     )
 
 
-def _read_until(process: "subprocess.Popen[str]", words: str, times: int = 1) -> str:
-    assert process.stdout is not None
-    seen = ""
-    while seen.count(words) < times:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    return seen
-
-
 def _expected() -> list[str]:
     blocks: list[str] = re.findall(r"```\n(INFO.*?)```", SECTION["Expected output"], flags=re.DOTALL)
     assert len(blocks) == 1
@@ -129,16 +120,16 @@ def test_its_commands_have_the_output_that_it_shows(server: ThreadedServer, tmp_
     sends = commands("Send test messages")
     worker = _postroom(server, run, str(tmp_path))
     with worker:
-        seen = _read_until(worker, f"Consuming {server.endpoint_url}")
+        seen = read_until(worker, f"Consuming {server.endpoint_url}")
         for number, words in enumerate(sends, start=1):
             if words[0] == "aws":
                 _aws(server, words)
             else:
                 assert _postroom(server, words, str(tmp_path)).communicate(timeout=30)[0].strip().count("-") == 4
-            seen += _read_until(worker, f"Processing order order-{number:03}")
+            seen += read_until(worker, f"Processing order order-{number:03}")
         (missing,) = commands("Missing tenant attributes")
         _aws(server, missing)
-        seen += _read_until(worker, "Missing required tenant attributes: ")
+        seen += read_until(worker, "Missing required tenant attributes: ")
         worker.send_signal(signal.SIGTERM)
         rest, _ = worker.communicate(timeout=30)
     assert worker.returncode == 0, rest
@@ -178,7 +169,7 @@ def test_it_runs_on_postgres_as_the_table_of_variables_says(
     with worker:
         for words in [words for words in commands("Send test messages") if words[0] == "aws"]:
             _aws(server, words)
-        seen = _read_until(worker, "Processing order order-", times=3)
+        seen = read_until(worker, "Processing order order-", times=3)
         worker.send_signal(signal.SIGTERM)
         rest, _ = worker.communicate(timeout=30)
     assert worker.returncode == 0, seen + rest

@@ -18,6 +18,7 @@ from postroom.cli.demo import command
 from postroom.cli.demo.story import Finding
 from postroom.local.threaded import ThreadedServer
 from postroom.testing.postgres import PostgresServer
+from support.output import read_until
 
 RESOURCES = "Resources created for key: {}:{}"
 LOG_LINES = [
@@ -58,16 +59,6 @@ def _run(*arguments: str) -> str:
         output, _ = process.communicate(timeout=90)
     assert process.returncode == 0, output
     return output
-
-
-def _read_until(process: "subprocess.Popen[str]", words: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    while words not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    return seen
 
 
 def _stop(process: "subprocess.Popen[str]") -> str:
@@ -123,12 +114,12 @@ def test_with_a_dsn_the_given_server_is_left_as_it_was(postgres_server: Postgres
 def test_keep_stays_up_and_its_commands_work() -> None:
     """The printed `aws` commands, sent by boto3; Ctrl-C stops it in order."""
     with _demo("--keep", "--port", "0") as process:
-        output = _read_until(process, "Ctrl-C stops.")
+        output = read_until(process, "Ctrl-C stops.")
         blocks = output.split("aws sqs send-message")[1:]
         first = shlex.split(blocks[0].split("\n\n")[0].replace("\\\n", " "))
         options = dict(zip(first[::2], first[1::2], strict=True))
         _send(options["--endpoint-url"], options["--queue-url"], options["--message-body"].replace("001", "500"), "b")
-        output = _read_until(process, "Processing order order-500 for tenant tenant-b")
+        output = read_until(process, "Processing order order-500 for tenant tenant-b")
         output = _stop(process)
     assert len(blocks) == 5
     assert "order-002 cust-456 149.99; order-500 cust-123 99.99" in output
@@ -157,10 +148,10 @@ def test_an_existing_queue_is_consumed_and_nothing_is_sent_to_it() -> None:
     with ThreadedServer() as server:
         url = server.create_queue("mine")
         with _demo("--endpoint-url", server.endpoint_url, "--queue", "mine") as process:
-            _read_until(process, "Ctrl-C stops.")
+            read_until(process, "Ctrl-C stops.")
             body = '{"orderId":"order-7","customerId":"cust-7","amount":7.00}'
             _send(server.endpoint_url, url, body, "a")
-            _read_until(process, "Processing order order-7 for tenant tenant-a")
+            read_until(process, "Processing order order-7 for tenant tenant-a")
             output = _stop(process)
         assert server.counts("mine") == (0, 0, 0)
     assert "rows in the database of tenant-a: order-7 cust-7 7.00" in output
@@ -246,7 +237,7 @@ def test_it_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Also when it is interrupted in the middle."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with _demo() as process:
-        _read_until(process, "Sent order-001")
+        read_until(process, "Sent order-001")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

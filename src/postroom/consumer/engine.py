@@ -426,7 +426,7 @@ class Engine:
     def observe(self, event: Event) -> None:
         """Hear from the pool that a tenant's resources are open."""
         if isinstance(event, ResourceOpened):
-            self.available(event.key, getattr(event, "host", None), getattr(event, "invited", ()))
+            self.available(event.key, event.host, event.invited)
 
     def available(self, tenant: Hashable, host: Hashable | None = None, invited: Collection[Hashable] = ()) -> None:
         """Let those go on that waited for a tenant's resources, or for the host that they are on."""

@@ -52,6 +52,7 @@ from postroom.integrations.django import (
     tenant_databases,
     using_tenant,
 )
+from support.output import read_until
 
 pytestmark = pytest.mark.postgres
 
@@ -521,11 +522,7 @@ def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
         )  # fmt: skip
         with worker:
             assert worker.stdout is not None
-            seen = ""
-            while "handled 5 x" not in seen:
-                line = worker.stdout.readline()
-                assert line, seen
-                seen += line
+            seen = read_until(worker, "handled 5 x")
             worker.send_signal(signal.SIGTERM)
             seen += worker.stdout.read()
             assert worker.wait(30) == 0, seen

@@ -20,6 +20,7 @@ from postroom.cli import CommandError, main
 from postroom.cli.loading import load
 from postroom.cli.run import _ends_at_sigterm
 from postroom.local.threaded import ThreadedServer
+from support.output import read_until
 
 APP = """
 from types import SimpleNamespace
@@ -188,11 +189,7 @@ def test_a_worker_handles_messages_until_a_signal(tmp_path: Path) -> None:
         worker = _start(tmp_path, "shop_worker:orders", "--endpoint-url", server.endpoint_url)
         with worker:
             assert worker.stdout is not None
-            seen = ""
-            while "handled 1" not in seen:
-                line = worker.stdout.readline()
-                assert line, seen
-                seen += line
+            seen = read_until(worker, "handled 1")
             worker.send_signal(signal.SIGTERM)
             seen += worker.stdout.read()
             assert worker.wait(20) == 0, seen
@@ -296,12 +293,7 @@ def test_a_signal_for_a_child_of_a_handler_ends_the_child_alone(tmp_path: Path, 
         server.create_queue("orders")
         server.call(lambda broker: broker.send("orders", '{"n": 7}'))
         worker = _start(tmp_path, "shop_forks:orders", "--endpoint-url", server.endpoint_url)
-        assert worker.stdout is not None
-        seen = ""
-        while "the child ended with" not in seen:
-            line = worker.stdout.readline()
-            assert line, seen
-            seen += line
+        seen = read_until(worker, "the child ended with")
         worker.send_signal(signal.SIGINT)
         output, _ = worker.communicate(timeout=30)
     assert "the child ended with -15" in seen
