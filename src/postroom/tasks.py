@@ -90,6 +90,15 @@ class TimeLimit:
         return self._timeout.expired()
 
 
+def is_in_loop() -> bool:
+    """Return whether this thread runs an event loop at this moment."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def is_cancelled() -> bool:
     """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
     task = asyncio.current_task()

@@ -15,6 +15,7 @@ from postroom.datasources.scope import Scope, ScopeOf, quoted, set_local
 from postroom.display import display_key
 from postroom.errors import AlreadyHandled, ConfigurationError
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import sqlstate_of
 from postroom.tasks import TimeLimit
 from postroom.transactions import MessageKey, TransactionRolledBack
 from postroom.types import C, R
@@ -234,19 +235,10 @@ async def _number(work: Work[Any]) -> int | None:
     try:
         number = await work.value("SELECT txid_current_if_assigned()")
     except Exception as error:
-        if state_of(error) == _ABORTED:
+        if sqlstate_of(error) == _ABORTED:
             raise TransactionRolledBack(SWALLOWED) from error
         raise
     return None if number is None else int(number)
-
-
-def state_of(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a driver's error, or of what SQLAlchemy wrapped."""
-    for each in (error, getattr(error, "orig", None)):
-        state = getattr(each, "sqlstate", None)
-        if isinstance(state, str):
-            return state
-    return None
 
 
 def check_inbox(owner: str, *, wait: object, create: object, scope: object) -> None:

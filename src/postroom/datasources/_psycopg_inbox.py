@@ -19,6 +19,7 @@ from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 Connection = psycopg.AsyncConnection[TupleRow]
+Tx = TypeVar("Tx", bound=Connection | psycopg.Connection[TupleRow])
 
 
 class HasConnections(Protocol):
@@ -53,7 +54,18 @@ class PsycopgDatabase(PostgresDatabase[Connection], Generic[P]):
             yield _Work(connection)
 
 
-class _Work(Work[Connection]):
+class OfConnection(Work[Tx]):
+    """Statements through a connection, sync or async."""
+
+    async def finish(self) -> None:
+        status = self.tx.info.transaction_status
+        if status == TransactionStatus.INERROR:
+            raise TransactionRolledBack(SWALLOWED)
+        if status == TransactionStatus.IDLE:
+            raise TransactionRolledBack(ENDED)
+
+
+class _Work(OfConnection[Connection]):
     async def value(self, sql: str, *parameters: Any) -> Any:
         # The connection's own factories are the user's.
         async with psycopg.AsyncCursor(self.tx, row_factory=tuple_row) as cursor:
@@ -63,13 +75,6 @@ class _Work(Work[Connection]):
 
     async def run(self, sql: str) -> None:
         await self.tx.execute(cast("LiteralString", sql))
-
-    async def finish(self) -> None:
-        status = self.tx.info.transaction_status
-        if status == TransactionStatus.INERROR:
-            raise TransactionRolledBack(SWALLOWED)
-        if status == TransactionStatus.IDLE:
-            raise TransactionRolledBack(ENDED)
 
 
 def with_places(sql: str) -> LiteralString:

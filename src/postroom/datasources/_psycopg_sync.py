@@ -7,14 +7,13 @@ from typing import Any, Final, LiteralString, cast
 
 import psycopg
 import psycopg_pool as pools
-from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from postroom.checking import check_plain
 from postroom.datasources._attempts import spent
 from postroom.datasources._places import places
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
-from postroom.datasources._psycopg_inbox import with_places
+from postroom.datasources._postgres_inbox import Work, add_inbox, check_inbox
+from postroom.datasources._psycopg_inbox import OfConnection, with_places
 from postroom.datasources._psycopg_refusals import judged_sync
 from postroom.datasources._sync_connections import SyncConnection, SyncConnections, reset_sync_session
 from postroom.datasources._sync_inbox import SyncDatabase
@@ -30,7 +29,6 @@ from postroom.log_fields import Log, Step, about
 from postroom.options import check_count
 from postroom.redaction import describe
 from postroom.resources.failures import of_message
-from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 SyncPool = pools.ConnectionPool[SyncConnection]
@@ -220,7 +218,7 @@ class PsycopgSyncDatabase(SyncDatabase[SyncConnection]):
             yield _Work(connection)
 
 
-class _Work(Work[SyncConnection]):
+class _Work(OfConnection[SyncConnection]):
     async def value(self, sql: str, *parameters: Any) -> Any:
         # The connection's own factories are the user's.
         with psycopg.Cursor(self.tx, row_factory=tuple_row) as cursor:
@@ -230,13 +228,6 @@ class _Work(Work[SyncConnection]):
 
     async def run(self, sql: str) -> None:
         self.tx.execute(cast("LiteralString", sql))
-
-    async def finish(self) -> None:
-        status = self.tx.info.transaction_status
-        if status == TransactionStatus.INERROR:
-            raise TransactionRolledBack(SWALLOWED)
-        if status == TransactionStatus.IDLE:
-            raise TransactionRolledBack(ENDED)
 
 
 def psycopg_sync_inbox(

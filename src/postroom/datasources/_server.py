@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from postroom.datasources._attempts import unanswered
 from postroom.redaction import describe
-from postroom.tasks import TimeLimit
+from postroom.tasks import TimeLimit, is_in_loop
 
 _SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 """What PostgreSQL answers with one byte, before it knows a user or counts a connection; drivers begin with it, too."""
@@ -79,7 +79,7 @@ class Server:
 
     def problem_for_a_thread(self) -> TimeoutError | None:
         """Ask as ``problem`` does, from a thread. None also where the event loop has no time for it."""
-        if _runs_a_loop():  # it would wait for itself
+        if is_in_loop():  # it would wait for itself
             return None
         asking = self.problem()
         try:
@@ -93,14 +93,6 @@ class Server:
             return None
         finally:
             answer.cancel()
-
-
-def _runs_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 async def _knock(address: Address) -> None:

@@ -1,21 +1,18 @@
 """The inbox over SQLAlchemy: transactions of a connection or of an ORM session that begin with their message's row."""
 
-import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, overload
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncSessionTransaction, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from typing_extensions import TypeVar
 
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, PostgresDatabase, Work, add_inbox, check_inbox
-from postroom.datasources._sqlalchemy_sessions import once_only
+from postroom.datasources._postgres_inbox import PostgresDatabase, Work, add_inbox, check_inbox
+from postroom.datasources._sqlalchemy_sessions import OfConnection, OfSession, once_only
 from postroom.datasources.inbox import DEFAULT_TABLE, Inbox, postgres_inbox
 from postroom.datasources.providers import Provider
 from postroom.datasources.scope import Scope, ScopeOf
 from postroom.errors import ConfigurationError
-from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 Tx = TypeVar("Tx")
@@ -39,39 +36,10 @@ class SqlalchemyDatabase(PostgresDatabase[Tx], Generic[Tx]):
         return self._begin_with(self.engine)
 
 
-class _OfConnection(Work[Tx]):
-    """Statements through a connection, of whatever the transaction belongs to."""
-
-    def __init__(self, tx: Tx, connection: AsyncConnection, transaction: AsyncTransaction | AsyncSessionTransaction):
-        super().__init__(tx)
-        self._connection = connection
-        self._transaction = transaction
-
-    async def value(self, sql: str, *parameters: Any) -> Any:
-        named = {f"p{number}": value for number, value in enumerate(parameters, start=1)}
-        return (await self._connection.execute(text(re.sub(r"\$(\d+)", r":p\1", sql)), named)).scalar()
-
-    async def run(self, sql: str) -> None:
-        for statement in sql.split(";\n"):
-            if statement.strip():
-                await self._connection.exec_driver_sql(statement)
-
-    async def finish(self) -> None:
-        if not self._transaction.is_active:
-            raise TransactionRolledBack(ENDED)
-
-
-class _OfSession(_OfConnection[S]):
-    async def finish(self) -> None:
-        if not self._transaction.is_active:  # a failed flush has done that, or the block
-            raise TransactionRolledBack(SWALLOWED if self.tx.in_transaction() else ENDED)
-        await self.tx.flush()
-
-
 @asynccontextmanager
 async def _begin_connection(engine: AsyncEngine) -> AsyncGenerator[Work[AsyncConnection], None]:
     async with engine.connect() as connection, connection.begin() as transaction:
-        yield _OfConnection(connection, connection, transaction)
+        yield OfConnection(connection, connection, transaction)
 
 
 def _begin_session(factory: Callable[..., S]) -> Begin[S]:
@@ -80,7 +48,7 @@ def _begin_session(factory: Callable[..., S]) -> Begin[S]:
     @asynccontextmanager
     async def begin(engine: AsyncEngine) -> AsyncGenerator[Work[S], None]:
         async with factory(bind=engine, **options) as session, session.begin() as transaction:
-            yield _OfSession(session, await session.connection(), transaction)
+            yield OfSession(session, await session.connection(), transaction)
 
     return begin
 

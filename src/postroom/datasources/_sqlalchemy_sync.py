@@ -1,20 +1,19 @@
 """SQLAlchemy for plain ``def`` handlers: one ``Engine`` per context, over psycopg, and its inbox."""
 
-import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Generic, overload
 
-from sqlalchemy import URL, Connection, Engine, RootTransaction, create_engine, event, exc, text
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 from typing_extensions import TypeVar
 
 from postroom.datasources._places import places
-from postroom.datasources._postgres_inbox import ENDED, SWALLOWED, Work, add_inbox, check_inbox
+from postroom.datasources._postgres_inbox import Work, add_inbox, check_inbox
 from postroom.datasources._psycopg_refusals import judge_refusal_sync
-from postroom.datasources._sqlalchemy_sessions import once_only, parsed
+from postroom.datasources._sqlalchemy_sessions import OfConnection, OfSession, once_only, parsed
 from postroom.datasources._sync_connections import (
     PATIENCE,
     SyncConnection,
@@ -43,7 +42,6 @@ from postroom.datasources.sqlalchemy import OWN, REFUSED, judge_at_once, keep_no
 from postroom.display import display_key
 from postroom.errors import ConfigurationError
 from postroom.options import check_count
-from postroom.transactions import TransactionRolledBack
 from postroom.types import C
 
 Tx = TypeVar("Tx")
@@ -279,39 +277,10 @@ class SqlalchemySyncDatabase(SyncDatabase[Tx], Generic[Tx]):
         return self._begin_with(self.engine)
 
 
-class _OfConnection(Work[Tx]):
-    """Statements through a connection, of whatever the transaction belongs to."""
-
-    def __init__(self, tx: Tx, connection: Connection, transaction: RootTransaction | SessionTransaction) -> None:
-        super().__init__(tx)
-        self._connection = connection
-        self._transaction = transaction
-
-    async def value(self, sql: str, *parameters: Any) -> Any:
-        named = {f"p{number}": value for number, value in enumerate(parameters, start=1)}
-        return self._connection.execute(text(re.sub(r"\$(\d+)", r":p\1", sql)), named).scalar()
-
-    async def run(self, sql: str) -> None:
-        for statement in sql.split(";\n"):
-            if statement.strip():
-                self._connection.exec_driver_sql(statement)
-
-    async def finish(self) -> None:
-        if not self._transaction.is_active:
-            raise TransactionRolledBack(ENDED)
-
-
-class _OfSession(_OfConnection[S]):
-    async def finish(self) -> None:
-        if not self._transaction.is_active:  # a failed flush has done that, or the block
-            raise TransactionRolledBack(SWALLOWED if self.tx.in_transaction() else ENDED)
-        self.tx.flush()
-
-
 @contextmanager
 def _begin_connection(engine: Engine) -> Generator[Work[Connection]]:
     with engine.connect() as connection, connection.begin() as transaction:
-        yield _OfConnection(connection, connection, transaction)
+        yield OfConnection(connection, connection, transaction)
 
 
 def _begin_session(factory: Callable[..., S]) -> BeginSync[S]:
@@ -320,7 +289,7 @@ def _begin_session(factory: Callable[..., S]) -> BeginSync[S]:
     @contextmanager
     def begin(engine: Engine) -> Generator[Work[S]]:
         with factory(bind=engine, **options) as session, session.begin() as transaction:
-            yield _OfSession(session, session.connection(), transaction)
+            yield OfSession(session, session.connection(), transaction)
 
     return begin
 

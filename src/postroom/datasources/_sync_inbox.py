@@ -10,9 +10,10 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from postroom.datasources._postgres_inbox import PostgresDatabase, Work, state_of
+from postroom.datasources._postgres_inbox import PostgresDatabase, Work
 from postroom.datasources.inbox import KEEP, Inbox
 from postroom.datasources.scope import Scope
+from postroom.redaction import sqlstate_of
 from postroom.transactions import MessageKey
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class _Transactions(PostgresDatabase[Tx]):
         try:
             number = await work.value(self._claim_sql, milliseconds, *key)
         except Exception as error:
-            if state_of(error) == _LOCK_NOT_AVAILABLE:
+            if sqlstate_of(error) == _LOCK_NOT_AVAILABLE:
                 self._refuse(error)
             raise
         return None if number is None else int(number)

@@ -8,12 +8,13 @@ from typing import Any, Final, Protocol, cast
 
 import msgspec
 
-from postroom.datasources._postgres_inbox import PostgresDatabase, Work, state_of
+from postroom.datasources._postgres_inbox import PostgresDatabase, Work
 from postroom.datasources.sqlite import SqliteDatabase
 from postroom.display import counted
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
 from postroom.outbox.tables import Outbox, is_sqlite, json_of
+from postroom.redaction import sqlstate_of
 
 ROWS: Final = 100
 """Rows of a round."""
@@ -106,7 +107,7 @@ class _PostgresRound:
             # A second statement sees what the last holder of a group has removed; the first one may not.
             found = await work.value(rows_sql(outbox.table), without, groups or "[]")
         except Exception as error:
-            if (advice := _ADVICE.get(state_of(error) or "")) is None:
+            if (advice := _ADVICE.get(sqlstate_of(error) or "")) is None:
                 raise
             raise ConfigurationError(advice.format(table=outbox.table)) from error
         return cls(work, outbox, _rows(msgspec.json.decode(found or "[]")))

@@ -1,6 +1,5 @@
 """The outbox's table: the SQL that makes it, for your migrations, and what writes into it."""
 
-import asyncio
 import re
 import sqlite3
 import uuid
@@ -16,6 +15,7 @@ from postroom.datasources.sqlite import SqliteTransaction
 from postroom.errors import ConfigurationError
 from postroom.message import OutgoingMessage
 from postroom.sending import Sender
+from postroom.tasks import is_in_loop
 
 if TYPE_CHECKING:
     import asyncpg
@@ -191,17 +191,9 @@ _IN_PLAIN_DEF: Final = {
 }
 
 
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _can_await(tx: object) -> bool:
     """Whether the caller is async: it runs in an event loop, and its transaction is none for plain functions."""
-    if not _in_loop():
+    if not is_in_loop():
         return False
     kinds = {(each.__module__.partition(".")[0], each.__name__) for each in type(tx).__mro__}
     return not isinstance(tx, SqliteSyncTransaction) and kinds.isdisjoint(_SYNC)

@@ -12,7 +12,7 @@ from postroom.consumer.context import MessageContext
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute
 from postroom.options import check_count
-from postroom.tasks import TimeLimit
+from postroom.tasks import TimeLimit, is_in_loop
 from postroom.transactions import MessageKey
 from postroom.types import C, C_co, R, R_co
 
@@ -76,7 +76,7 @@ class RecordedContext(MessageContext[C_co, R_co], frozen=True):
 
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
         confirmation = Confirmation(work, f"ctx.{method}() for message {self.message.id}", self)
-        if not _in_event_loop():
+        if not is_in_loop():
             _run_at_once(confirmation)
         return confirmation
 
@@ -147,14 +147,6 @@ def context(
         message = Message(id="test", body="", message_attributes=made, system_attributes=count, queue="test")
     owner = context if tenant is None else tenant
     return RecordedContext(message, context, resources, owner, attempt, _Recorder())
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _run_at_once(work: Coroutine[Any, Any, None]) -> None:

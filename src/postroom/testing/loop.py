@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
 from postroom.checking import is_number
 from postroom.errors import ConfigurationError
+from postroom.tasks import is_in_loop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -284,12 +285,10 @@ def run_virtual(main: Coroutine[Any, Any, T], *, seed: int | None = None, limit:
 
 
 def _refuse_nesting(main: Coroutine[Any, Any, Any]) -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    main.close()
-    raise VirtualLoopError("run_virtual() runs a loop of its own: call it from a plain `def test_...`, not `async def`")
+    if is_in_loop():
+        main.close()
+        text = "run_virtual() runs a loop of its own: call it from a plain `def test_...`, not `async def`"
+        raise VirtualLoopError(text)
 
 
 def _clean_up(loop: VirtualLoop, main: "asyncio.Task[Any]") -> list[str]:

@@ -4,7 +4,6 @@ Django's connections belong to a thread, so handlers are plain ``def`` functions
 own thread when it returns: no connection, transaction or ``SET`` of one tenant meets the next.
 """
 
-import asyncio
 import functools
 import os
 import secrets
@@ -30,6 +29,7 @@ from postroom.integrations.django.pooling import reset_between_users
 from postroom.integrations.django.routing import in_use
 from postroom.options import check_count
 from postroom.resources.failures import of_message
+from postroom.tasks import is_in_loop
 from postroom.types import C
 
 P = TypeVar("P")
@@ -171,7 +171,7 @@ def _remove(alias: TenantAlias) -> None:
 
 def _close(alias: TenantAlias) -> None:
     """Close what a block opened: in this thread, or in that of async code."""
-    in_a_loop = _is_in_a_loop()
+    in_a_loop = is_in_loop()
     if in_a_loop and aliases.has_stray(alias):
         # Handed to the thread of Django's own async calls now, before the queries of the next block: the end of a
         # `with` block cannot wait. Without such a thread there is nothing to close in it.
@@ -181,14 +181,6 @@ def _close(alias: TenantAlias) -> None:
         closing.close()
     if not in_a_loop or os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         aliases.close(alias)
-
-
-def _is_in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _judge(error: BaseException, alias: TenantAlias) -> None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, cast
 
 import httptools
 
+from postroom.tasks import is_cancelled
 from postroom.transports.aws.clean import CLEAN
 
 MAX_ANSWER: Final = 32 * 1024 * 1024
@@ -293,7 +294,7 @@ class HttpPool:
         except asyncio.CancelledError:
             # The dial may have ended in the very step in which the caller was cancelled.
             dial.add_done_callback(_abandon, context=CLEAN.copy())
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             raise NoAnswer("the pool was closed") from None
         if not connection.usable:  # lost again before this task ran, and so already forgotten
@@ -322,8 +323,3 @@ class HttpPool:
 def _abandon(dial: asyncio.Task[HttpConnection]) -> None:
     if not dial.cancelled() and dial.exception() is None:
         dial.result().abort()
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
