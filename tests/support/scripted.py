@@ -2,12 +2,28 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from postroom.message import Message, OutgoingMessage
 from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 
 DeleteScript = Callable[[Sequence[str]], Awaitable[list[EntryFailure]]]
 ChangeScript = Callable[[Sequence[VisibilityChange]], Awaitable[list[EntryFailure]]]
+
+
+def answer(
+    *failures: EntryFailure, after: float = 0.0, error: Exception | None = None
+) -> Callable[[Sequence[Any]], Awaitable[list[EntryFailure]]]:
+    """Script one answer to every call: an error, or what failed of a batch, after some seconds."""
+
+    async def answered(_entries: Sequence[Any]) -> list[EntryFailure]:
+        if after:
+            await asyncio.sleep(after)
+        if error is not None:
+            raise error
+        return list(failures)
+
+    return answered
 
 
 class ScriptedQueue:
@@ -93,7 +109,3 @@ def message(number: int | str, *, receive_count: int = 1, body: str = "{}", grou
     if group is not None:
         system["MessageGroupId"] = group
     return Message(id=f"m{number}", body=body, receipt_handle=f"r{number}", system_attributes=system, queue="orders")
-
-
-async def no_queue() -> None:
-    """Open no dead-letter queue: there is none."""

@@ -16,7 +16,7 @@ from postroom.settlement import Delivery, Heartbeat
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, VisibilityChange
-from support.scripted import ScriptedQueue, message
+from support.scripted import ScriptedQueue, answer, message
 
 
 class Covered:
@@ -127,10 +127,7 @@ def test_a_refused_message_is_lost() -> None:
     async def main() -> Covered:
         queue = ScriptedQueue()
 
-        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
-
-        queue.on_change = refuse
+        queue.on_change = answer(EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True))
         async with beating(queue, timeout=30) as covered:
             covered.receive(2)
             await asyncio.sleep(16)
@@ -175,10 +172,7 @@ def test_a_message_is_lost_when_its_deadline_passes_unconfirmed(start: float) ->
         await asyncio.sleep(start)
         queue = ScriptedQueue()
 
-        async def fail(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            raise ServiceUnavailable("down")
-
-        queue.on_change = fail
+        queue.on_change = answer(error=ServiceUnavailable("down"))
         async with beating(queue, timeout=30) as covered:
             [delivery] = covered.receive(1)
             await asyncio.sleep(40)
@@ -217,11 +211,7 @@ def test_it_tells_when_an_extension_is_answered() -> None:
     async def main() -> tuple[list[str], list[str]]:
         queue = ScriptedQueue()
 
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(3)
-            return []
-
-        queue.on_change = slow
+        queue.on_change = answer(after=3)
         async with beating(queue, timeout=30) as covered:
             [delivery] = covered.receive(1)
             await asyncio.sleep(15.5)
@@ -360,11 +350,7 @@ def test_an_answer_after_the_deadline_changes_nothing() -> None:
     async def main() -> tuple[Covered, float]:
         queue = ScriptedQueue()
 
-        async def late(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(12)
-            return []
-
-        queue.on_change = late
+        queue.on_change = answer(after=12)
         async with beating(queue, timeout=3) as covered:
             [delivery] = covered.receive(1)
             await asyncio.sleep(40)
@@ -527,10 +513,7 @@ def test_an_extension_that_sqs_will_not_grant_leaves_the_message_ours_until_its_
     async def main() -> Covered:
         queue = ScriptedQueue()
 
-        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "InvalidParameterValue", sender_fault=True)]
-
-        queue.on_change = refuse
+        queue.on_change = answer(EntryFailure(0, "InvalidParameterValue", sender_fault=True))
         async with beating(queue, timeout=30) as covered:
             covered.receive(1)
             await asyncio.sleep(100)

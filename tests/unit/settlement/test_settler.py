@@ -31,7 +31,7 @@ from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, Queue, RedrivePolicy, VisibilityChange
 from postroom.types import Settlement
-from support.scripted import ScriptedQueue, message
+from support.scripted import ScriptedQueue, answer, message
 
 
 class Desk:
@@ -197,10 +197,7 @@ def test_ack_now_tells_the_caller_that_it_failed() -> None:
     """A delete that SQS refuses for good raises in the caller, and the message is counted as coming back."""
 
     async def test(made: Desk) -> None:
-        async def deny(_handles: Sequence[str]) -> list[EntryFailure]:
-            return [EntryFailure(0, "AccessDenied", sender_fault=True)]
-
-        made.queue.on_delete = deny
+        made.queue.on_delete = answer(EntryFailure(0, "AccessDenied", sender_fault=True))
         [delivery] = made.take(message(1))
         with pytest.raises(TransportError, match="AccessDenied"):
             await made.settler.ack_now(delivery)
@@ -243,10 +240,7 @@ def test_a_lost_message_is_reported_once_and_not_deleted() -> None:
     """Losing ownership tells the consumer, and a later ack does nothing."""
 
     async def test(made: Desk) -> None:
-        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
-
-        made.queue.on_change = refuse
+        made.queue.on_change = answer(EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True))
         [delivery] = made.take(message(1))
         await asyncio.sleep(20)
         made.settler.ack(delivery)
@@ -275,11 +269,7 @@ def test_a_message_received_again_while_its_delete_is_on_its_way_is_deleted_agai
     """The first delete may have named a handle that had expired."""
 
     async def test(made: Desk) -> None:
-        async def slow(_handles: Sequence[str]) -> list[EntryFailure]:
-            await asyncio.sleep(1)
-            return []
-
-        made.queue.on_delete = slow
+        made.queue.on_delete = answer(after=1)
         [delivery] = made.take(message(1))
         made.settler.ack(delivery)
         await asyncio.sleep(0.5)
@@ -308,11 +298,7 @@ def test_a_message_received_again_after_it_was_given_back_is_a_new_one() -> None
     """It may arrive before the answer to the change that made it visible."""
 
     async def test(made: Desk) -> None:
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(1)
-            return []
-
-        made.queue.on_change = slow
+        made.queue.on_change = answer(after=1)
         [delivery] = made.take(message(1))
         made.settler.give_back(delivery, Settlement.RETRIED, delay=0)
         await asyncio.sleep(0.5)
@@ -365,11 +351,7 @@ def test_a_lost_message_is_not_extended_any_more() -> None:
     """Its delete came too late; an extension that is answered late must not keep it from the next consumer."""
 
     async def test(made: Desk) -> None:
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(16)
-            return []
-
-        made.queue.on_change = slow
+        made.queue.on_change = answer(after=16)
         [first, second] = made.take(message(1), message(2))
         await asyncio.sleep(30.5)  # past the deadline, while an extension is on its way
         made.settler.ack(first)
@@ -427,10 +409,7 @@ def test_an_acknowledgement_that_cannot_be_kept_alive_is_suppressed_and_said(cap
     """Nothing gets through until the deadline: the line names message and tenant, and what comes of it."""
 
     async def test(made: Desk) -> None:
-        async def down(_entries: Sequence[Any]) -> list[EntryFailure]:
-            raise ServiceUnavailable("503")
-
-        made.queue.on_delete = made.queue.on_change = down
+        made.queue.on_delete = made.queue.on_change = answer(error=ServiceUnavailable("503"))
         [delivery] = made.take(message(1))
         delivery.tenant = "acme"
         made.settler.ack(delivery)
@@ -470,10 +449,7 @@ def test_messages_of_a_deleted_queue_are_not_said_to_come_again(end: str, caplog
     """It took them with it. That they will be handled again is true only where the queue is found once more."""
 
     async def test(made: Desk) -> None:
-        async def gone(_entries: Sequence[object]) -> list[EntryFailure]:
-            raise QueueNotFound("orders was deleted")
-
-        made.queue.on_delete = made.queue.on_change = gone
+        made.queue.on_delete = made.queue.on_change = answer(error=QueueNotFound("orders was deleted"))
         handled, returned = made.take(message(1), message(2))
         made.settler.ack(handled)
         made.settler.give_back(returned, Settlement.RETRIED, delay=1.0)
@@ -492,10 +468,7 @@ def test_a_lost_message_is_told_of_with_its_tenant_and_the_cause(caplog: pytest.
     """One line for each lost message."""
 
     async def test(made: Desk) -> None:
-        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            raise Throttled("slow down")
-
-        made.queue.on_change = down
+        made.queue.on_change = answer(error=Throttled("slow down"))
         for delivery in made.take(message(1), message(2)):
             delivery.tenant = "acme"
         await asyncio.sleep(60)
@@ -567,10 +540,7 @@ def test_many_lost_messages_are_told_of_by_their_number(why: str, caplog: pytest
     """A thousand at once: the first ten by name, the others in one line. Minutes later one is named again."""
 
     async def test(made: Desk) -> None:
-        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            raise Throttled("slow down")
-
-        made.queue.on_change = down
+        made.queue.on_change = answer(error=Throttled("slow down"))
         for first in range(0, 1000, 10):
             # Those that come later are lost less late where the machine sleeps.
             await asyncio.sleep(0.02)
@@ -602,13 +572,9 @@ def test_what_is_lost_at_its_last_receive_is_said_to_be_a_dead_letter(
 ) -> None:
     """It has no reason there, and is not handled again: after two of three receives it is."""
 
-    async def slowly(_handles: Sequence[str]) -> list[EntryFailure]:
-        await asyncio.sleep(35)
-        raise ServiceUnavailable("no connection")
-
     async def main() -> Desk:
         async with desk(dead_letters=ScriptedQueue(), heartbeat=False) as made:
-            made.queue.on_delete = slowly
+            made.queue.on_delete = answer(error=ServiceUnavailable("no connection"), after=35)
             [delivery] = made.take(message(1, receive_count=receives))
             if acknowledged == "in time":
                 made.settler.ack(delivery)
@@ -635,14 +601,10 @@ def test_what_waits_for_an_answer_is_not_said_to_have_stood_still(
     """SQS is away: a delete fails long after the deadline, which was seen in time. Another one really is seen late."""
 
     async def test(made: Desk) -> None:
-        async def slowly(_handles: Sequence[str]) -> list[EntryFailure]:
-            await asyncio.sleep(40)
-            raise ServiceUnavailable("no connection")
-
-        async def down(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            raise ServiceUnavailable("no connection")
-
-        made.queue.on_delete, made.queue.on_change = slowly, down
+        made.queue.on_delete, made.queue.on_change = (
+            answer(error=ServiceUnavailable("no connection"), after=40),
+            answer(error=ServiceUnavailable("no connection")),
+        )
         [delivery] = made.take(message(1))
         if sleeps:
             made.slept = 50.0
@@ -744,11 +706,7 @@ def test_a_delete_that_left_in_time_counts_although_its_answer_comes_later() -> 
     """Only its answer can tell how it went."""
 
     async def test(made: Desk) -> None:
-        async def slow(_handles: Sequence[str]) -> list[EntryFailure]:
-            await asyncio.sleep(5)
-            return []
-
-        made.queue.on_delete = slow
+        made.queue.on_delete = answer(after=5)
         [delivery] = made.take(message(1))
         await asyncio.sleep(29)
         await made.settler.ack_now(delivery)
@@ -804,11 +762,7 @@ def test_what_goes_back_waits_for_an_extension_that_is_about_to_be_sent(turns: i
     """In whatever turn of the loop it is decided: an extension's call begins one turn after it is picked."""
 
     async def test(made: Desk) -> None:
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(3)
-            return []
-
-        made.queue.on_change = slow
+        made.queue.on_change = answer(after=3)
         [delivery] = made.take(message(1))
         await asyncio.sleep(15.0)
         for _ in range(turns):
@@ -891,10 +845,7 @@ def test_ack_now_returns_or_raises_whatever_a_transport_raises(error: Exception)
     """A closed client raises at once; what the protocol does not name is tried until the deadline."""
 
     async def test(made: Desk) -> None:
-        async def fail(_handles: Sequence[str]) -> list[EntryFailure]:
-            raise error
-
-        made.queue.on_delete = fail
+        made.queue.on_delete = answer(error=error)
         [delivery] = made.take(message(1))
         with pytest.raises(ClosedError if isinstance(error, ClosedError) else OwnershipLost):
             async with asyncio.timeout(31):
@@ -907,11 +858,7 @@ def test_a_cancelled_caller_takes_nothing_back() -> None:
     """The delete that it asked for goes on, and nothing is reported as an error that was not read."""
 
     async def test(made: Desk) -> None:
-        async def slow(_handles: Sequence[str]) -> list[EntryFailure]:
-            await asyncio.sleep(2)
-            return []
-
-        made.queue.on_delete = slow
+        made.queue.on_delete = answer(after=2)
         [delivery] = made.take(message(1))
         calling = asyncio.create_task(made.settler.ack_now(delivery))
         await asyncio.sleep(1)
@@ -926,11 +873,7 @@ def test_an_extension_on_request_moves_the_deadline() -> None:
     """Counted from before the request; the heartbeat goes on from there, and a shorter one asks for nothing."""
 
     async def test(made: Desk) -> None:
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(1)
-            return []
-
-        made.queue.on_change = slow
+        made.queue.on_change = answer(after=1)
         [delivery] = made.take(message(1))
         await asyncio.sleep(5)
         await made.settler.extend_now(delivery, 300)
@@ -970,10 +913,7 @@ def test_an_extension_on_request_says_when_the_message_is_lost() -> None:
     """SQS does not know the receipt handle any longer; and one with a time that is over asks for nothing."""
 
     async def test(made: Desk) -> None:
-        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
-
-        made.queue.on_change = refuse
+        made.queue.on_change = answer(EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True))
         [delivery] = made.take(message(1))
         with pytest.raises(OwnershipLost):
             await made.settler.extend_now(delivery, 60)
@@ -991,11 +931,7 @@ def test_no_heartbeat_overwrites_an_extension_on_request() -> None:
     """It waits for the one that is on its way, and a second request waits for the first."""
 
     async def test(made: Desk) -> None:
-        async def slow(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(3)
-            return []
-
-        made.queue.on_change = slow
+        made.queue.on_change = answer(after=3)
         [delivery] = made.take(message(1))
         await asyncio.sleep(15.5)
         first = asyncio.create_task(made.settler.extend_now(delivery, 200), name="first")
@@ -1013,10 +949,7 @@ def test_an_extension_whose_answer_is_lost_is_not_believed_where_it_shortens() -
     """It may have taken effect all the same."""
 
     async def test(made: Desk) -> None:
-        async def fail(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            raise ServiceUnavailable("no answer")
-
-        made.queue.on_change = fail
+        made.queue.on_change = answer(error=ServiceUnavailable("no answer"))
         [delivery] = made.take(message(1))
         with pytest.raises(OwnershipLost):
             await made.settler.extend_now(delivery, 3)
@@ -1097,10 +1030,9 @@ def test_a_refused_change_is_told_with_tenant_and_cause(caplog: pytest.LogCaptur
     """The line says of which tenant the message is, and what SQS said of the change."""
 
     async def test(made: Desk) -> None:
-        async def refuse(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            return [EntryFailure(0, "InvalidParameterValue", "Total VisibilityTimeout is too long", sender_fault=True)]
-
-        made.queue.on_change = refuse
+        made.queue.on_change = answer(
+            EntryFailure(0, "InvalidParameterValue", "Total VisibilityTimeout is too long", sender_fault=True)
+        )
         [delivery] = made.take(message(1))
         delivery.tenant = "acme"
         made.settler.give_back(delivery, Settlement.RETRIED, delay=7)
