@@ -1,10 +1,12 @@
 """A small world for consumer tests: a real local broker in process, and tenants' resources that keep a diary."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -14,6 +16,7 @@ from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,16 @@ def in_world(scenario: Callable[[World], Coroutine[Any, Any, T]], *, seed: int |
             return await scenario(World(broker))
 
     return run_virtual(main(), seed=seed)
+
+
+def with_world(test: Callable[Concatenate[World, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in a world of its own, in virtual time: its first argument."""
+
+    @wraps(test)
+    def run(*arguments: P.args, **keywords: P.kwargs) -> None:
+        in_world(lambda world: test(world, *arguments, **keywords))
+
+    signature = inspect.signature(test)
+    _, *fixtures = signature.parameters.values()
+    vars(run)["__signature__"] = signature.replace(parameters=fixtures)  # what pytest is to fill in
+    return run

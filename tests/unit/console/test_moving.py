@@ -24,7 +24,7 @@ from postroom.datasources.providers import Provider
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 from support.fleet import FaultyState
-from support.world import Order, World, in_world
+from support.world import Order, World, in_world, with_world
 
 TOKEN = "correct horse battery"
 
@@ -149,20 +149,17 @@ def check(made: Shop, place: str, count: int = 60) -> None:
 
 
 @pytest.mark.parametrize("fleet", [False, True])
-def test_a_tenant_is_moved_under_load(fleet: bool) -> None:
+@with_world
+async def test_a_tenant_is_moved_under_load(world: World, fleet: bool) -> None:
     """Nothing runs and nothing is open while it is switched; one message is tried first. Every order is there once."""
-
-    async def scenario(world: World) -> None:
-        async with shop(world, 3, fleet=fleet) as (made, consumers):
-            moved = await made.move(*(consumers[:1] if fleet else consumers))
-            assert (moved.before, moved.after, moved.probe) == ("old", "new", "handled")
-            await asyncio.sleep(20)
-            check(made, "new")
-            assert made.calls == ["switch"]
-            assert made.steps[-1] is MoveStep.RESUME
-            assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
-
-    in_world(scenario)
+    async with shop(world, 3, fleet=fleet) as (made, consumers):
+        moved = await made.move(*(consumers[:1] if fleet else consumers))
+        assert (moved.before, moved.after, moved.probe) == ("old", "new", "handled")
+        await asyncio.sleep(20)
+        check(made, "new")
+        assert made.calls == ["switch"]
+        assert made.steps[-1] is MoveStep.RESUME
+        assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
 
 
 @pytest.mark.parametrize(
@@ -179,262 +176,234 @@ def test_a_tenant_is_moved_under_load(fleet: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("fleet", [False, True])
-def test_what_fails_goes_back(fault: str, step: MoveStep, fleet: bool) -> None:
+@with_world
+async def test_what_fails_goes_back(world: World, fault: str, step: MoveStep, fleet: bool) -> None:
     """Whatever the step, the tenant runs on its old database again, with every order there once; the error says so."""
+    async with shop(world, fleet=fleet) as (made, consumers):
+        made.fail = fault if fault.startswith("switch") else None
+        made.poison = fault == "poison"
+        made.broken = {"new"} if fault == "refused" else set()
+        options: dict[str, Any] = {"to": "elsewhere"} if fault == "same place" else {}
+        if fault == "slow handler":
+            world.send_orders("60", tenant="acme", seconds=30)
+            await asyncio.sleep(10)
+            options["drain"] = 2
+        if fault == "slow switch":
+            made.hang = "switch"
+            options["timeout"] = 20
+        if fault == "forgotten pause":
+            real = made.switch
 
-    async def scenario(world: World) -> None:
-        async with shop(world, fleet=fleet) as (made, consumers):
-            made.fail = fault if fault.startswith("switch") else None
-            made.poison = fault == "poison"
-            made.broken = {"new"} if fault == "refused" else set()
-            options: dict[str, Any] = {"to": "elsewhere"} if fault == "same place" else {}
-            if fault == "slow handler":
-                world.send_orders("60", tenant="acme", seconds=30)
-                await asyncio.sleep(10)
-                options["drain"] = 2
-            if fault == "slow switch":
-                made.hang = "switch"
-                options["timeout"] = 20
-            if fault == "forgotten pause":
-                real = made.switch
+            async def forget() -> None:
+                await real()
+                consumers[1].tenants.resume("acme")
+                await asyncio.sleep(2)
 
-                async def forget() -> None:
-                    await real()
-                    consumers[1].tenants.resume("acme")
-                    await asyncio.sleep(2)
-
-                made.switch = forget  # type: ignore[method-assign]
-            with pytest.raises(MoveFailed) as failed:
-                await made.move(*(consumers[:1] if fleet else consumers), **options)
-            assert failed.value.step is step
-            assert "It runs as before" in str(failed.value)
-            assert "hunter2" not in str(failed.value)
-            assert failed.value.left_paused == ()
-            assert made.registry["acme"] == "old"
-            await asyncio.sleep(60)
-            assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
-            if fault != "forgotten pause":  # there the orders went on, to the new database, as an operator had it
-                check(made, "old", 61 if fault == "slow handler" else 60)
-
-    in_world(scenario)
+            made.switch = forget  # type: ignore[method-assign]
+        with pytest.raises(MoveFailed) as failed:
+            await made.move(*(consumers[:1] if fleet else consumers), **options)
+        assert failed.value.step is step
+        assert "It runs as before" in str(failed.value)
+        assert "hunter2" not in str(failed.value)
+        assert failed.value.left_paused == ()
+        assert made.registry["acme"] == "old"
+        await asyncio.sleep(60)
+        assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
+        if fault != "forgotten pause":  # there the orders went on, to the new database, as an operator had it
+            check(made, "old", 61 if fault == "slow handler" else 60)
 
 
 @pytest.mark.parametrize("step", [step for step in MoveStep if step is not MoveStep.BACK])
-def test_a_cancelled_move_goes_back_or_forward(step: MoveStep) -> None:
+@with_world
+async def test_a_cancelled_move_goes_back_or_forward(world: World, step: MoveStep) -> None:
     """Cancelled at any step, the tenant runs afterwards, in one database: before the probe's end in the old one."""
+    async with shop(world) as (made, consumers):
+        moving: asyncio.Task[Any]
 
-    async def scenario(world: World) -> None:
-        async with shop(world) as (made, consumers):
-            moving: asyncio.Task[Any]
+        def tell(now: MoveStep, _: str) -> None:
+            if now is step:
+                moving.cancel()
 
-            def tell(now: MoveStep, _: str) -> None:
-                if now is step:
-                    moving.cancel()
-
-            moving = asyncio.create_task(
-                move_tenant("acme", *consumers, switch=made.switch, back=made.back, reason="x", progress=tell)
-            )
-            await asyncio.wait([moving])
-            assert moving.cancelled() or step is MoveStep.RESUME
-            await asyncio.sleep(30)
-            check(made, "old" if made.registry["acme"] == "old" else "new")
-            assert made.registry["acme"] == ("new" if step is MoveStep.RESUME else "old")
-            assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
-
-    in_world(scenario)
+        moving = asyncio.create_task(
+            move_tenant("acme", *consumers, switch=made.switch, back=made.back, reason="x", progress=tell)
+        )
+        await asyncio.wait([moving])
+        assert moving.cancelled() or step is MoveStep.RESUME
+        await asyncio.sleep(30)
+        check(made, "old" if made.registry["acme"] == "old" else "new")
+        assert made.registry["acme"] == ("new" if step is MoveStep.RESUME else "old")
+        assert {consumer.tenants["acme"].state for consumer in consumers} == {TenantState.ACTIVE}
 
 
 @pytest.mark.parametrize("fault", ["no way back", "back fails"])
-def test_a_tenant_that_stays_paused_is_named(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_tenant_that_stays_paused_is_named(world: World, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     """In the error and in the log, with what to write."""
-
-    async def scenario(world: World) -> None:
-        async with shop(world) as (made, consumers):
-            made.broken = {"new"}
-            if fault == "back fails":
-                made.fail = "back early"
-            with pytest.raises(MoveFailed, match="still PAUSED in this process") as failed:
-                await made.move(*consumers, **({"back": None} if fault == "no way back" else {}))
-            assert failed.value.left_paused == ("this process",)
-            assert "postroom tenants resume acme" in str(failed.value)
-            assert consumers[0].tenants["acme"].state is TenantState.PAUSED
-            assert "stays paused" in caplog.text
-            assert "hunter2" not in caplog.text
-
-    in_world(scenario)
+    async with shop(world) as (made, consumers):
+        made.broken = {"new"}
+        if fault == "back fails":
+            made.fail = "back early"
+        with pytest.raises(MoveFailed, match="still PAUSED in this process") as failed:
+            await made.move(*consumers, **({"back": None} if fault == "no way back" else {}))
+        assert failed.value.left_paused == ("this process",)
+        assert "postroom tenants resume acme" in str(failed.value)
+        assert consumers[0].tenants["acme"].state is TenantState.PAUSED
+        assert "stays paused" in caplog.text
+        assert "hunter2" not in caplog.text
 
 
-def test_what_an_operator_decided_is_not_overruled() -> None:
+@with_world
+async def test_what_an_operator_decided_is_not_overruled(world: World) -> None:
     """A tenant in quarantine is not moved, and stays in quarantine."""
-
-    async def scenario(world: World) -> None:
-        async with shop(world) as (made, consumers):
-            consumers[1].tenants.quarantine("acme", reason="bad import")
-            with pytest.raises(MoveFailed, match="resume it first"):
-                await made.move(*consumers)
-            assert [consumer.tenants["acme"].state for consumer in consumers] == [
-                TenantState.ACTIVE,
-                TenantState.QUARANTINED,
-            ]
-            assert made.calls == []
-
-    in_world(scenario)
+    async with shop(world) as (made, consumers):
+        consumers[1].tenants.quarantine("acme", reason="bad import")
+        with pytest.raises(MoveFailed, match="resume it first"):
+            await made.move(*consumers)
+        assert [consumer.tenants["acme"].state for consumer in consumers] == [
+            TenantState.ACTIVE,
+            TenantState.QUARANTINED,
+        ]
+        assert made.calls == []
 
 
 @pytest.mark.parametrize("places", [("new", "new"), ("new", "elsewhere")])
-def test_a_tenant_that_is_being_moved_is_not_moved_by_another_operator_at_once(places: tuple[str, str]) -> None:
+@with_world
+async def test_a_tenant_that_is_being_moved_is_not_moved_by_another_operator_at_once(
+    world: World, places: tuple[str, str]
+) -> None:
     """The second one is refused, and undoes nothing; a move that was killed is gone on with only where that is said."""
+    async with shop(world, 1) as (made, consumers):
+        made.rows["elsewhere"] = []
 
-    async def scenario(world: World) -> None:
-        async with shop(world, 1) as (made, consumers):
-            made.rows["elsewhere"] = []
+        async def slow() -> None:
+            await made.switch()
+            await asyncio.sleep(10)
 
-            async def slow() -> None:
-                await made.switch()
-                await asyncio.sleep(10)
+        first = asyncio.ensure_future(
+            move_tenant("acme", *consumers, switch=slow, back=made.back, reason="disk is full", to=places[0])
+        )
+        await asyncio.sleep(5)
+        with pytest.raises(MoveFailed, match=r"another move runs, or was killed.*It is as it was"):
+            await made.move(*consumers, to=places[1])
+        assert (await first).after == "new"
+        await asyncio.sleep(20)
+        check(made, "new")
+        assert made.calls == ["switch"]
 
-            first = asyncio.ensure_future(
-                move_tenant("acme", *consumers, switch=slow, back=made.back, reason="disk is full", to=places[0])
-            )
-            await asyncio.sleep(5)
-            with pytest.raises(MoveFailed, match=r"another move runs, or was killed.*It is as it was"):
-                await made.move(*consumers, to=places[1])
-            assert (await first).after == "new"
-            await asyncio.sleep(20)
-            check(made, "new")
-            assert made.calls == ["switch"]
-
-            consumers[0].tenants.pause("acme", reason="being moved: disk is full (ann)")  # and then it was killed
-            with pytest.raises(MoveFailed, match="--go-on and --to PLACE"):
-                await made.move(*consumers, to="new")
-            moved = await made.move(*consumers, to="new", go_on=True)
-            assert (moved.after, made.calls) == ("new", ["switch"])
-            assert consumers[0].tenants["acme"].state is TenantState.ACTIVE
-
-    in_world(scenario)
+        consumers[0].tenants.pause("acme", reason="being moved: disk is full (ann)")  # and then it was killed
+        with pytest.raises(MoveFailed, match="--go-on and --to PLACE"):
+            await made.move(*consumers, to="new")
+        moved = await made.move(*consumers, to="new", go_on=True)
+        assert (moved.after, made.calls) == ("new", ["switch"])
+        assert consumers[0].tenants["acme"].state is TenantState.ACTIVE
 
 
 @pytest.mark.parametrize("fleet", [False, True])
-def test_an_offboarded_tenant_ends_in_the_dead_letter_queue(fleet: bool) -> None:
+@with_world
+async def test_an_offboarded_tenant_ends_in_the_dead_letter_queue(world: World, fleet: bool) -> None:
     """Also while its database is gone: with the reason, without a retry; and resume takes the tenant back."""
-
-    async def scenario(world: World) -> None:
-        async with shop(world, fleet=fleet) as (made, consumers):
-            await asyncio.sleep(20)
-            made.broken = {"old"}
-            await consumers[0].tenants.invalidate("acme")
-            await offboard_tenant("acme", *(consumers[:1] if fleet else consumers), reason="left", operator="ann")
-            await asyncio.sleep(2)
-            assert made.open == []
-            made.load(30)
-            await asyncio.sleep(10)
-            assert world.counts() == (0, 0)
-            assert world.counts("dead") == (30, 0)
-            letter = (await (await world.client.queue("dead")).receive(limit=1, wait=0, visibility=1))[0]
-            reason = letter.message_attributes["postroom.reason"].string_value
-            assert reason == "tenant offboarded: left (ann)"
-            made.broken = set()
-            for consumer in consumers:
-                consumer.tenants.resume("acme")
-            await asyncio.sleep(2)
-            world.send_orders("60", tenant="acme")
-            await asyncio.sleep(3)
-            check(made, "old", 61)
-
-    in_world(scenario)
-
-
-def test_a_tenant_of_consumers_that_share_a_pool_is_offboarded_in_all_of_them() -> None:
-    """All are drained before the pool's entry closes, so none opens it again; both end in quarantine."""
-
-    async def scenario(world: World) -> None:
-        for name in ("orders", "invoices"):
-            world.create(name, dead_letters="dead", receives=20)
-        made, runs = Shop(world), list[str]()
-        pool = ResourcePool(made.database)
-        consumers: list[Consumer[str, list[str]]] = []
-        for name in ("orders", "invoices"):
-            consumer = Consumer(name, context=tenant_of, resources=pool, client=world.client)
-            consumers.append(consumer)
-
-            @consumer.handler
-            async def handle(order: Order, _ctx: MessageContext[str, list[str]]) -> None:
-                await asyncio.sleep(order.seconds)
-                runs.append(order.order_id)
-
-        async with pool, consumers[0], consumers[1]:
-            for name in ("orders", "invoices"):
-                for number in range(600):
-                    world.send({"order_id": str(number), "seconds": 0.2}, tenant="acme", queue=name)
-            await asyncio.sleep(1)
-            async with asyncio.timeout(5):
-                await offboard_tenant("acme", *consumers, reason="left")
-            assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
-            assert made.open == []
-            before = len(runs)
-            await asyncio.sleep(10)
-            assert 0 < before == len(runs)
-
-    in_world(scenario)
-
-
-def test_an_offboarding_that_fails_in_several_queues_says_so_of_each() -> None:
-    """Each of them has to be looked after. In both its messages become dead letters all the same."""
-
-    async def scenario(world: World) -> None:
-        consumers: list[Consumer[str, None]] = []
-        for name in ("orders", "invoices"):
-            world.create(name, dead_letters="dead", receives=20)
-            consumer: Consumer[str, None] = Consumer(name, context=tenant_of, client=world.client)
-            consumers.append(consumer)
-
-            @consumer.handler
-            async def handle(order: Order, _ctx: MessageContext[str]) -> None:
-                await asyncio.sleep(order.seconds)
-
-            world.send({"order_id": "1", "seconds": 9.0}, tenant="acme", queue=name)
-        async with consumers[0], consumers[1]:
-            await asyncio.sleep(1)
-            with pytest.raises(TimeoutError, match=r"orders: .*; invoices: "):
-                await offboard_tenant("acme", *consumers, reason="left", drain=1)
-            assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
-
-    in_world(scenario)
-
-
-def test_messages_that_are_held_in_an_outage_end_when_their_tenant_is_offboarded() -> None:
-    """They do not wait for a database that never comes back."""
-
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=20)
-        made = Shop(world)
+    async with shop(world, fleet=fleet) as (made, consumers):
+        await asyncio.sleep(20)
         made.broken = {"old"}
-        async with made.replica() as consumer:
-            made.load(20)
-            await asyncio.sleep(30)
-            assert world.counts("dead") == (0, 0)
-            await offboard_tenant("acme", consumer, reason="left")
-            await asyncio.sleep(3)
-            assert world.counts("dead")[0] >= 10  # all that is here at once; what is deferred when it comes again
-            await asyncio.sleep(200)
-            assert world.counts("dead") == (20, 0)
+        await consumers[0].tenants.invalidate("acme")
+        await offboard_tenant("acme", *(consumers[:1] if fleet else consumers), reason="left", operator="ann")
+        await asyncio.sleep(2)
+        assert made.open == []
+        made.load(30)
+        await asyncio.sleep(10)
+        assert world.counts() == (0, 0)
+        assert world.counts("dead") == (30, 0)
+        letter = (await (await world.client.queue("dead")).receive(limit=1, wait=0, visibility=1))[0]
+        reason = letter.message_attributes["postroom.reason"].string_value
+        assert reason == "tenant offboarded: left (ann)"
+        made.broken = set()
+        for consumer in consumers:
+            consumer.tenants.resume("acme")
+        await asyncio.sleep(2)
+        world.send_orders("60", tenant="acme")
+        await asyncio.sleep(3)
+        check(made, "old", 61)
 
-    in_world(scenario)
+
+@with_world
+async def test_a_tenant_of_consumers_that_share_a_pool_is_offboarded_in_all_of_them(world: World) -> None:
+    """All are drained before the pool's entry closes, so none opens it again; both end in quarantine."""
+    for name in ("orders", "invoices"):
+        world.create(name, dead_letters="dead", receives=20)
+    made, runs = Shop(world), list[str]()
+    pool = ResourcePool(made.database)
+    consumers: list[Consumer[str, list[str]]] = []
+    for name in ("orders", "invoices"):
+        consumer = Consumer(name, context=tenant_of, resources=pool, client=world.client)
+        consumers.append(consumer)
+
+        @consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[str, list[str]]) -> None:
+            await asyncio.sleep(order.seconds)
+            runs.append(order.order_id)
+
+    async with pool, consumers[0], consumers[1]:
+        for name in ("orders", "invoices"):
+            for number in range(600):
+                world.send({"order_id": str(number), "seconds": 0.2}, tenant="acme", queue=name)
+        await asyncio.sleep(1)
+        async with asyncio.timeout(5):
+            await offboard_tenant("acme", *consumers, reason="left")
+        assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
+        assert made.open == []
+        before = len(runs)
+        await asyncio.sleep(10)
+        assert 0 < before == len(runs)
 
 
-def test_a_tenant_without_a_dead_letter_queue_is_not_offboarded() -> None:
+@with_world
+async def test_an_offboarding_that_fails_in_several_queues_says_so_of_each(world: World) -> None:
+    """Each of them has to be looked after. In both its messages become dead letters all the same."""
+    consumers: list[Consumer[str, None]] = []
+    for name in ("orders", "invoices"):
+        world.create(name, dead_letters="dead", receives=20)
+        consumer: Consumer[str, None] = Consumer(name, context=tenant_of, client=world.client)
+        consumers.append(consumer)
+
+        @consumer.handler
+        async def handle(order: Order, _ctx: MessageContext[str]) -> None:
+            await asyncio.sleep(order.seconds)
+
+        world.send({"order_id": "1", "seconds": 9.0}, tenant="acme", queue=name)
+    async with consumers[0], consumers[1]:
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError, match=r"orders: .*; invoices: "):
+            await offboard_tenant("acme", *consumers, reason="left", drain=1)
+        assert {each.tenants["acme"].state for each in consumers} == {TenantState.QUARANTINED}
+
+
+@with_world
+async def test_messages_that_are_held_in_an_outage_end_when_their_tenant_is_offboarded(world: World) -> None:
+    """They do not wait for a database that never comes back."""
+    world.create(dead_letters="dead", receives=20)
+    made = Shop(world)
+    made.broken = {"old"}
+    async with made.replica() as consumer:
+        made.load(20)
+        await asyncio.sleep(30)
+        assert world.counts("dead") == (0, 0)
+        await offboard_tenant("acme", consumer, reason="left")
+        await asyncio.sleep(3)
+        assert world.counts("dead")[0] >= 10  # all that is here at once; what is deferred when it comes again
+        await asyncio.sleep(200)
+        assert world.counts("dead") == (20, 0)
+
+
+@with_world
+async def test_a_tenant_without_a_dead_letter_queue_is_not_offboarded(world: World) -> None:
     """Its messages would come again and again."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with Shop(world).replica() as consumer:
-            world.send_orders("1", tenant="acme", seconds=1)
-            await asyncio.sleep(0.5)
-            with pytest.raises(ConfigurationError, match="no dead-letter queue"):
-                await offboard_tenant("acme", consumer, reason="left")
-            assert consumer.tenants["acme"].state is TenantState.ACTIVE
-
-    in_world(scenario)
+    world.create()
+    async with Shop(world).replica() as consumer:
+        world.send_orders("1", tenant="acme", seconds=1)
+        await asyncio.sleep(0.5)
+        with pytest.raises(ConfigurationError, match="no dead-letter queue"):
+            await offboard_tenant("acme", consumer, reason="left")
+        assert consumer.tenants["acme"].state is TenantState.ACTIVE
 
 
 @pytest.mark.parametrize(
@@ -458,28 +427,25 @@ async def test_wrong_arguments_are_refused(options: dict[str, Any], text: str) -
         await move_tenant("acme", switch=lambda: None, back=None, reason="x")
 
 
-def test_an_offboarding_that_was_called_off_meanwhile_quarantines_nothing() -> None:
+@with_world
+async def test_an_offboarding_that_was_called_off_meanwhile_quarantines_nothing(world: World) -> None:
     """The tenant was resumed while its handlers were waited for: it says so at once."""
+    world.create(dead_letters="dead", receives=20)
+    orders: Consumer[str, None] = Consumer("orders", context=tenant_of, client=world.client)
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=20)
-        orders: Consumer[str, None] = Consumer("orders", context=tenant_of, client=world.client)
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[str, None]) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[str, None]) -> None:
-            await asyncio.sleep(order.seconds)
-
-        async with orders:
-            world.send_orders("long", tenant="acme", seconds=30)
-            await asyncio.sleep(1)
-            offboarding = asyncio.ensure_future(orders.tenants.offboard("acme", reason="gone", timeout=5))
-            await asyncio.sleep(1)
-            orders.tenants.resume("acme")
-            with pytest.raises(ConfigurationError, match="acme was not drained: it was resumed meanwhile"):
-                await offboarding
-            assert orders.tenants["acme"].state is TenantState.ACTIVE
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("long", tenant="acme", seconds=30)
+        await asyncio.sleep(1)
+        offboarding = asyncio.ensure_future(orders.tenants.offboard("acme", reason="gone", timeout=5))
+        await asyncio.sleep(1)
+        orders.tenants.resume("acme")
+        with pytest.raises(ConfigurationError, match="acme was not drained: it was resumed meanwhile"):
+            await offboarding
+        assert orders.tenants["acme"].state is TenantState.ACTIVE
 
 
 class _Slow(RemoteConsole):

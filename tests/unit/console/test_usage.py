@@ -11,7 +11,7 @@ from postroom import Consumer
 from postroom.console import UsageMeter
 from postroom.errors import ConfigurationError
 from postroom.events import UsageReport
-from support.world import World, in_world
+from support.world import World, with_world
 from unit.console.test_console import office
 
 
@@ -20,45 +20,39 @@ def reports(events: list[Any]) -> list[UsageReport]:
     return [event for event in events if isinstance(event, UsageReport)]
 
 
-def test_each_minute_tells_what_each_tenant_cost() -> None:
+@with_world
+async def test_each_minute_tells_what_each_tenant_cost(world: World) -> None:
     """Handler seconds, lease seconds, messages, failures, receives, dead letters; the most expensive first."""
-
-    async def scenario(world: World) -> None:
-        async with office(world) as made, UsageMeter(made.consumer):
-            world.send_orders("1", "2", tenant="acme", seconds=3)
-            world.send_orders("bad-1", tenant="beta", seconds=0.1)
-            made.consumer.tenants.quarantine("gone")
-            world.send_orders("1", tenant="gone")
-            await asyncio.sleep(61)
-            [report] = reports(made.events)
-            usage = {each.tenant: each for each in report.tenants}
-            assert (report.queue, report.seconds) == ("orders", 60.0)
-            assert report.tenants[0].tenant == "acme"
-            acme = usage["acme"]
-            assert (acme.handler_seconds, acme.lease_seconds, acme.messages, acme.receives) == (6.0, 6.0, 2, 2)
-            assert usage["beta"].failed == usage["beta"].receives >= 1
-            assert (usage["gone"].dead_letters, usage["gone"].handler_seconds) == (1, 0.0)
-            world.send_orders("3", tenant="acme")
-            await asyncio.sleep(5)
-        assert len(reports(made.events)) == 2  # the rest, at the end
-
-    in_world(scenario)
+    async with office(world) as made, UsageMeter(made.consumer):
+        world.send_orders("1", "2", tenant="acme", seconds=3)
+        world.send_orders("bad-1", tenant="beta", seconds=0.1)
+        made.consumer.tenants.quarantine("gone")
+        world.send_orders("1", tenant="gone")
+        await asyncio.sleep(61)
+        [report] = reports(made.events)
+        usage = {each.tenant: each for each in report.tenants}
+        assert (report.queue, report.seconds) == ("orders", 60.0)
+        assert report.tenants[0].tenant == "acme"
+        acme = usage["acme"]
+        assert (acme.handler_seconds, acme.lease_seconds, acme.messages, acme.receives) == (6.0, 6.0, 2, 2)
+        assert usage["beta"].failed == usage["beta"].receives >= 1
+        assert (usage["gone"].dead_letters, usage["gone"].handler_seconds) == (1, 0.0)
+        world.send_orders("3", tenant="acme")
+        await asyncio.sleep(5)
+    assert len(reports(made.events)) == 2  # the rest, at the end
 
 
-def test_tenants_beyond_the_limit_are_summed_up() -> None:
+@with_world
+async def test_tenants_beyond_the_limit_are_summed_up(world: World) -> None:
     """Memory stays bounded, whatever ids are invented; nothing is lost from the sum."""
-
-    async def scenario(world: World) -> None:
-        async with office(world) as made, UsageMeter(made.consumer, most=3):
-            for number in range(20):
-                world.send_orders("1", tenant=f"tenant-{number}", seconds=0.01)
-            await asyncio.sleep(61)
-            [report] = reports(made.events)
-            assert len(report.tenants) == 4
-            assert report.tenants[-1].tenant == "(others)"
-            assert sum(each.messages for each in report.tenants) == 20
-
-    in_world(scenario)
+    async with office(world) as made, UsageMeter(made.consumer, most=3):
+        for number in range(20):
+            world.send_orders("1", tenant=f"tenant-{number}", seconds=0.01)
+        await asyncio.sleep(61)
+        [report] = reports(made.events)
+        assert len(report.tenants) == 4
+        assert report.tenants[-1].tenant == "(others)"
+        assert sum(each.messages for each in report.tenants) == 20
 
 
 async def test_a_file_gets_a_line_per_tenant(tmp_path: Path) -> None:

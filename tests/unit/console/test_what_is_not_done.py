@@ -11,7 +11,7 @@ from postroom import Consumer, MessageContext, ResourcePool
 from postroom.console import MoveFailed, move_tenant, offboard_tenant
 from postroom.errors import ConfigurationError
 from postroom.message import Message
-from support.world import Order, World, in_world
+from support.world import Order, World, with_world
 
 SHARED = "Drain it in every consumer that shares the pool, stop what else leases from it, and run this again"
 OTHERS = "what is no consumer here, such as a web route or an outbox relay"
@@ -108,88 +108,76 @@ async def slow_cleanup(place: Place) -> str:
 
 
 @pytest.mark.parametrize("hold", [another_consumer, a_route, both, busy_route, slow_cleanup])
-def test_what_keeps_resources_open_is_named(hold: Callable[[Place], Awaitable[str]]) -> None:
+@with_world
+async def test_what_keeps_resources_open_is_named(world: World, hold: Callable[[Place], Awaitable[str]]) -> None:
     """Of a close, and of an offboarding and a move that come to it."""
-
-    async def scenario(world: World) -> None:
-        place = Place(world)
-        async with place.pool, place.orders, place.invoices:
-            text = f"not done after 5 s: {await hold(place)}"
-            with pytest.raises(TimeoutError) as closing:
-                await place.orders.tenants.close("acme", timeout=5)
-            assert str(closing.value) == text
-            if hold is slow_cleanup:
-                return
-            with pytest.raises(TimeoutError) as offboarding:
-                await place.orders.tenants.offboard("acme", reason="left", timeout=5)
-            assert str(offboarding.value) == text
-            place.orders.tenants.resume("acme")
-            with pytest.raises(MoveFailed) as moving:
-                await move_tenant("acme", place.orders, switch=lambda: None, back=None, reason="full", drain=5)
-            assert f"(close: {text})" in str(moving.value)
-            for release in place.release:
-                release()
-
-    in_world(scenario)
+    place = Place(world)
+    async with place.pool, place.orders, place.invoices:
+        text = f"not done after 5 s: {await hold(place)}"
+        with pytest.raises(TimeoutError) as closing:
+            await place.orders.tenants.close("acme", timeout=5)
+        assert str(closing.value) == text
+        if hold is slow_cleanup:
+            return
+        with pytest.raises(TimeoutError) as offboarding:
+            await place.orders.tenants.offboard("acme", reason="left", timeout=5)
+        assert str(offboarding.value) == text
+        place.orders.tenants.resume("acme")
+        with pytest.raises(MoveFailed) as moving:
+            await move_tenant("acme", place.orders, switch=lambda: None, back=None, reason="full", drain=5)
+        assert f"(close: {text})" in str(moving.value)
+        for release in place.release:
+            release()
 
 
-def test_a_drain_names_what_runs() -> None:
+@with_world
+async def test_a_drain_names_what_runs(world: World) -> None:
     """How many handlers, of which tenant, in which queue; what only waits is not counted, because it is paused."""
-
-    async def scenario(world: World) -> None:
-        place = Place(world)
-        async with place.pool, place.orders:
-            await place.load("orders", count=20)
-            running = place.orders.tenants["acme"].running
-            with pytest.raises(TimeoutError) as draining:
-                await place.orders.tenants.drain("acme", timeout=5)
-            work = f"tenant acme has {running} handlers running in orders"
-            assert str(draining.value) == f"not done after 5 s: {work}: give it more time, or end what hangs there"
-
-    in_world(scenario)
+    place = Place(world)
+    async with place.pool, place.orders:
+        await place.load("orders", count=20)
+        running = place.orders.tenants["acme"].running
+        with pytest.raises(TimeoutError) as draining:
+            await place.orders.tenants.drain("acme", timeout=5)
+        work = f"tenant acme has {running} handlers running in orders"
+        assert str(draining.value) == f"not done after 5 s: {work}: give it more time, or end what hangs there"
 
 
-def test_a_drain_names_what_waits_for_resources() -> None:
+@with_world
+async def test_a_drain_names_what_waits_for_resources(world: World) -> None:
     """Its handler is about to start."""
-
-    async def scenario(world: World) -> None:
-        place = Place(world)
-        place.provider.open = 20
-        async with place.pool, place.orders:
-            await place.load("orders", count=1)
-            with pytest.raises(TimeoutError, match="tenant acme has 1 message waiting in orders: give it more time"):
-                await place.orders.tenants.drain("acme", timeout=5)
-
-    in_world(scenario)
+    place = Place(world)
+    place.provider.open = 20
+    async with place.pool, place.orders:
+        await place.load("orders", count=1)
+        with pytest.raises(TimeoutError, match="tenant acme has 1 message waiting in orders: give it more time"):
+            await place.orders.tenants.drain("acme", timeout=5)
 
 
-def test_queues_without_dead_letters_are_named() -> None:
+@with_world
+async def test_queues_without_dead_letters_are_named(world: World) -> None:
     """One, or several of many: nothing is changed."""
+    world.create("orders", dead_letters="dead", receives=20)
+    bare = [f"bare-{number}" for number in range(7)]
+    for name in bare:
+        world.create(name)
 
-    async def scenario(world: World) -> None:
-        world.create("orders", dead_letters="dead", receives=20)
-        bare = [f"bare-{number}" for number in range(7)]
-        for name in bare:
-            world.create(name)
+    def made(*queues: str) -> Consumer[Any, Any]:
+        consumer: Consumer[str, None] = Consumer(queues=queues, context=tenant_of, client=world.client)
 
-        def made(*queues: str) -> Consumer[Any, Any]:
-            consumer: Consumer[str, None] = Consumer(queues=queues, context=tenant_of, client=world.client)
+        @consumer.handler
+        async def handle(_order: Order, _ctx: MessageContext[str, None]) -> None: ...
 
-            @consumer.handler
-            async def handle(_order: Order, _ctx: MessageContext[str, None]) -> None: ...
+        return consumer
 
-            return consumer
-
-        for queues, text in (
-            (["orders", "bare-1"], "queue bare-1 has no dead-letter queue"),
-            (["orders", "bare-1", "bare-2"], "the queues bare-1, bare-2 have no dead-letter queue"),
-            (bare, "the queues bare-0, bare-1, bare-2, bare-3, bare-4, 2 more have no dead-letter queue"),
-        ):
-            async with made(*queues) as consumer:
-                with pytest.raises(ConfigurationError, match=text):
-                    await consumer.tenants.offboard("acme", reason="left")
-                with pytest.raises(ConfigurationError, match=text):
-                    await offboard_tenant("acme", consumer, reason="left")
-                assert not list(consumer.tenants)
-
-    in_world(scenario)
+    for queues, text in (
+        (["orders", "bare-1"], "queue bare-1 has no dead-letter queue"),
+        (["orders", "bare-1", "bare-2"], "the queues bare-1, bare-2 have no dead-letter queue"),
+        (bare, "the queues bare-0, bare-1, bare-2, bare-3, bare-4, 2 more have no dead-letter queue"),
+    ):
+        async with made(*queues) as consumer:
+            with pytest.raises(ConfigurationError, match=text):
+                await consumer.tenants.offboard("acme", reason="left")
+            with pytest.raises(ConfigurationError, match=text):
+                await offboard_tenant("acme", consumer, reason="left")
+            assert not list(consumer.tenants)

@@ -31,7 +31,7 @@ from postroom.settlement import letters
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure
 from support.envelopes import S3_TEST, sns
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 HOLD = 30.0
 BY_TENANT_ID = tenant_by_attribute("tenantId")
@@ -98,34 +98,28 @@ async def in_the_world(world: World) -> DeadLetterQueue:
     return await desk(world)
 
 
-def test_a_letter_tells_whose_it_is_why_it_is_there_and_where_it_came_from() -> None:
+@with_world
+async def test_a_letter_tells_whose_it_is_why_it_is_there_and_where_it_came_from(world: World) -> None:
     """Rejected ones by their attributes."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        found = sorted(await everything(queue), key=lambda each: each.message.body)
-        assert [each.tenant for each in found] == ["a", "a", "b"]
-        assert {each.reason for each in found} == {"no such product", "closed account"}
-        assert all(each.source is not None and each.source.endswith(":orders") and not each.vouched for each in found)
-        assert all(each.attempts == 1 and each.redriven == 0 and each.sent is not None for each in found)
-        assert set(found[0].attributes) == {"tenantId", "region"}
-        assert world.counts("dead") == (3, 0)  # visible again, at once
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    found = sorted(await everything(queue), key=lambda each: each.message.body)
+    assert [each.tenant for each in found] == ["a", "a", "b"]
+    assert {each.reason for each in found} == {"no such product", "closed account"}
+    assert all(each.source is not None and each.source.endswith(":orders") and not each.vouched for each in found)
+    assert all(each.attempts == 1 and each.redriven == 0 and each.sent is not None for each in found)
+    assert set(found[0].attributes) == {"tenantId", "region"}
+    assert world.counts("dead") == (3, 0)  # visible again, at once
 
 
-def test_what_sqs_moved_has_a_reason_too_and_sqs_vouches_for_its_source() -> None:
+@with_world
+async def test_what_sqs_moved_has_a_reason_too_and_sqs_vouches_for_its_source(world: World) -> None:
     """Such a letter has no attribute of postroom."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            world.send_orders("a-1", group="acme")
-            await moved_by_sqs(world)
-            [found] = await everything(await desk(world, tenant_of=tenant_by_group))
-            assert (found.tenant, found.reason, found.vouched) == ("acme", TOO_MANY_RECEIVES, True)
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        world.send_orders("a-1", group="acme")
+        await moved_by_sqs(world)
+        [found] = await everything(await desk(world, tenant_of=tenant_by_group))
+        assert (found.tenant, found.reason, found.vouched) == ("acme", TOO_MANY_RECEIVES, True)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +134,14 @@ def test_what_sqs_moved_has_a_reason_too_and_sqs_vouches_for_its_source() -> Non
         (LetterFilter(older_than=3600), 0),
     ],
 )
-def test_letters_are_chosen_by_tenant_reason_and_age(where: LetterFilter, expected: int) -> None:
+@with_world
+async def test_letters_are_chosen_by_tenant_reason_and_age(world: World, where: LetterFilter, expected: int) -> None:
     """Every condition has to hold; a dry run counts, and changes nothing."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        outcome = await queue.redrive(where)
-        assert (outcome.seen, outcome.matched, outcome.done, outcome.dry_run) == (3, expected, expected, True)
-        assert world.counts("dead") == (3, 0)
-        assert world.counts("orders") == (0, 0)
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    outcome = await queue.redrive(where)
+    assert (outcome.seen, outcome.matched, outcome.done, outcome.dry_run) == (3, expected, expected, True)
+    assert world.counts("dead") == (3, 0)
+    assert world.counts("orders") == (0, 0)
 
 
 def test_one_letter_is_chosen_by_either_of_its_ids() -> None:
@@ -174,38 +165,32 @@ def test_a_bracket_in_a_reason_is_only_a_bracket() -> None:
     assert not LetterFilter(reason="[x]").matches(letter(reason="x"), now=0)
 
 
-def test_a_redriven_message_is_as_it_was_first_sent() -> None:
+@with_world
+async def test_a_redriven_message_is_as_it_was_first_sent(world: World) -> None:
     """Body, attributes and group; no attribute of the rejection, its attempts reset, and a count of its returns."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="product is back")
-        assert (outcome.done, outcome.matched, outcome.kept) == (2, 2, {})
-        assert world.counts("dead") == (1, 0)
-        for message in await bodies(world, "orders"):
-            assert set(message.message_attributes) == {"tenantId", "region", "postroom.redriven"}
-            assert message.attributes["postroom.redriven"] == "1"
-            assert message.group_id == "a"
-            assert message.receive_count == 1
-            assert msgspec.json.decode(message.body)["order_id"].startswith("a-")
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="product is back")
+    assert (outcome.done, outcome.matched, outcome.kept) == (2, 2, {})
+    assert world.counts("dead") == (1, 0)
+    for message in await bodies(world, "orders"):
+        assert set(message.message_attributes) == {"tenantId", "region", "postroom.redriven"}
+        assert message.attributes["postroom.redriven"] == "1"
+        assert message.group_id == "a"
+        assert message.receive_count == 1
+        assert msgspec.json.decode(message.body)["order_id"].startswith("a-")
 
 
-def test_the_count_of_returns_survives_another_rejection() -> None:
+@with_world
+async def test_the_count_of_returns_survives_another_rejection(world: World) -> None:
     """Twice redriven, it says so; and the reason is the last one."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        await queue.redrive(LetterFilter(tenant="b"), dry_run=False, reason="try")
-        await reject_all(world, {"b": "still closed"})
-        [found] = await everything(queue, LetterFilter(tenant="b"))
-        assert (found.redriven, found.reason) == (1, "still closed")
-        await queue.redrive(LetterFilter(tenant="b"), dry_run=False, reason="try again")
-        [message] = await bodies(world, "orders")
-        assert message.attributes["postroom.redriven"] == "2"
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    await queue.redrive(LetterFilter(tenant="b"), dry_run=False, reason="try")
+    await reject_all(world, {"b": "still closed"})
+    [found] = await everything(queue, LetterFilter(tenant="b"))
+    assert (found.redriven, found.reason) == (1, "still closed")
+    await queue.redrive(LetterFilter(tenant="b"), dry_run=False, reason="try again")
+    [message] = await bodies(world, "orders")
+    assert message.attributes["postroom.redriven"] == "2"
 
 
 def test_what_fails_again_at_once_is_not_sent_home_twice_by_one_run() -> None:
@@ -229,170 +214,143 @@ def test_what_fails_again_at_once_is_not_sent_home_twice_by_one_run() -> None:
     in_world(scenario)
 
 
-def test_the_rate_is_kept() -> None:
+@with_world
+async def test_the_rate_is_kept(world: World) -> None:
     """Thirty letters at five per second take about six seconds."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            world.send_orders(*map(str, range(30)), group="a")
-            await moved_by_sqs(world)
-            loop = asyncio.get_running_loop()
-            began = loop.time()
-            outcome = await (await desk(world)).redrive(dry_run=False, reason="try", rate=5)
-            assert outcome.done == 30
-            assert 4.0 <= loop.time() - began <= 10.0
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        world.send_orders(*map(str, range(30)), group="a")
+        await moved_by_sqs(world)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        outcome = await (await desk(world)).redrive(dry_run=False, reason="try", rate=5)
+        assert outcome.done == 30
+        assert 4.0 <= loop.time() - began <= 10.0
 
 
-def test_a_purge_deletes_what_is_meant_and_nothing_else() -> None:
+@with_world
+async def test_a_purge_deletes_what_is_meant_and_nothing_else(world: World) -> None:
     """For good."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        assert (await queue.purge(LetterFilter(tenant="a"))).done == 2
-        assert world.counts("dead") == (3, 0)
-        assert (await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")).done == 2
-        assert [each.tenant for each in await everything(queue)] == ["b"]
-        assert world.counts("orders") == (0, 0)
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    assert (await queue.purge(LetterFilter(tenant="a"))).done == 2
+    assert world.counts("dead") == (3, 0)
+    assert (await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")).done == 2
+    assert [each.tenant for each in await everything(queue)] == ["b"]
+    assert world.counts("orders") == (0, 0)
 
 
-def test_a_source_that_only_an_attribute_names_has_to_own_this_dead_letter_queue() -> None:
+@with_world
+async def test_a_source_that_only_an_attribute_names_has_to_own_this_dead_letter_queue(world: World) -> None:
     """Anyone who may send could otherwise have a message sent to any queue; the operator may name one."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead")
-            other = world.broker.create_queue("secret").arn
-            values = {"tenantId": "a", letters.QUEUE: other, letters.MESSAGE_ID: "x", letters.REASON: "forged"}
-            attributes = {k: AttributeValue(string_value=v, data_type="String") for k, v in values.items()}
-            world.broker.send("dead", Send(message_body="{}", message_attributes=attributes))
-            queue = await desk(world)
-            outcome = await queue.redrive(dry_run=False, reason="try")
-            assert outcome.done == 0
-            assert "does not name this queue" in next(iter(outcome.kept))
-            assert world.counts("secret") == (0, 0)
-            assert world.counts("dead") == (1, 0)
-            assert (await queue.redrive(dry_run=False, reason="try", to="secret")).done == 1
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead")
+        other = world.broker.create_queue("secret").arn
+        values = {"tenantId": "a", letters.QUEUE: other, letters.MESSAGE_ID: "x", letters.REASON: "forged"}
+        attributes = {k: AttributeValue(string_value=v, data_type="String") for k, v in values.items()}
+        world.broker.send("dead", Send(message_body="{}", message_attributes=attributes))
+        queue = await desk(world)
+        outcome = await queue.redrive(dry_run=False, reason="try")
+        assert outcome.done == 0
+        assert "does not name this queue" in next(iter(outcome.kept))
+        assert world.counts("secret") == (0, 0)
+        assert world.counts("dead") == (1, 0)
+        assert (await queue.redrive(dry_run=False, reason="try", to="secret")).done == 1
 
 
-def test_a_letter_without_a_source_stays_until_a_queue_is_named() -> None:
+@with_world
+async def test_a_letter_without_a_source_stays_until_a_queue_is_named(world: World) -> None:
     """It was sent to the dead-letter queue by hand."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead")
-            world.send("{}", queue="dead")
-            outcome = await (await desk(world)).redrive()
-            assert dict(outcome.kept) == {"it does not tell which queue it came from; name one with to= (--to)": 1}
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead")
+        world.send("{}", queue="dead")
+        outcome = await (await desk(world)).redrive()
+        assert dict(outcome.kept) == {"it does not tell which queue it came from; name one with to= (--to)": 1}
 
 
-def test_a_fifo_letter_keeps_its_group_and_its_place_in_it() -> None:
+@with_world
+async def test_a_fifo_letter_keeps_its_group_and_its_place_in_it(world: World) -> None:
     """The deduplication id is new, or SQS would swallow it; the order of the group is the old one."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
-            policy = msgspec.json.encode({"deadLetterTargetArn": arn, "maxReceiveCount": "1"}).decode()
-            world.broker.create_queue("orders.fifo", {"FifoQueue": "true", "RedrivePolicy": policy})
-            for number in range(23):
-                group = "even" if number % 2 == 0 else "odd"
-                request = Send(message_body=str(number), message_group_id=group, message_deduplication_id=str(number))
-                world.broker.send("orders.fifo", request)
-            await moved_by_sqs(world, "orders.fifo")
-            queue = await open_dead_letters(world.client, "dead.fifo", hold=HOLD)
-            outcome = await queue.redrive(dry_run=False, reason="try", rate=1000)
-            assert (outcome.done, dict(outcome.kept)) == (23, {})
-            opened = await world.client.queue("orders.fifo")
-            order: dict[str | None, list[int]] = {"even": [], "odd": []}
-            while got := await opened.receive(limit=10, wait=0, visibility=300):
-                for message in got:
-                    order[message.group_id].append(int(message.body))
-                await opened.delete([message.receipt_handle for message in got])
-            assert order == {"even": list(range(0, 23, 2)), "odd": list(range(1, 23, 2))}
-
-    in_world(scenario)
+    async with world.client:
+        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+        policy = msgspec.json.encode({"deadLetterTargetArn": arn, "maxReceiveCount": "1"}).decode()
+        world.broker.create_queue("orders.fifo", {"FifoQueue": "true", "RedrivePolicy": policy})
+        for number in range(23):
+            group = "even" if number % 2 == 0 else "odd"
+            request = Send(message_body=str(number), message_group_id=group, message_deduplication_id=str(number))
+            world.broker.send("orders.fifo", request)
+        await moved_by_sqs(world, "orders.fifo")
+        queue = await open_dead_letters(world.client, "dead.fifo", hold=HOLD)
+        outcome = await queue.redrive(dry_run=False, reason="try", rate=1000)
+        assert (outcome.done, dict(outcome.kept)) == (23, {})
+        opened = await world.client.queue("orders.fifo")
+        order: dict[str | None, list[int]] = {"even": [], "odd": []}
+        while got := await opened.receive(limit=10, wait=0, visibility=300):
+            for message in got:
+                order[message.group_id].append(int(message.body))
+            await opened.delete([message.receipt_handle for message in got])
+        assert order == {"even": list(range(0, 23, 2)), "odd": list(range(1, 23, 2))}
 
 
-def test_letters_are_not_received_again_while_a_long_walk_lasts() -> None:
+@with_world
+async def test_letters_are_not_received_again_while_a_long_walk_lasts(world: World) -> None:
     """What was seen is kept invisible, and visible again at the end."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            world.send_orders(*map(str, range(25)), group="a")
-            world.send_orders(*map(str, range(25)), tenant="b", group="b")
-            await moved_by_sqs(world)
-            queue = await desk(world)
-            outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try", rate=0.25)  # 100 s
-            assert (outcome.seen, outcome.done) == (50, 25)
-            assert world.counts("dead") == (25, 0)
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        world.send_orders(*map(str, range(25)), group="a")
+        world.send_orders(*map(str, range(25)), tenant="b", group="b")
+        await moved_by_sqs(world)
+        queue = await desk(world)
+        outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try", rate=0.25)  # 100 s
+        assert (outcome.seen, outcome.done) == (50, 25)
+        assert world.counts("dead") == (25, 0)
 
 
-def test_it_stops_when_asked_to_and_says_so() -> None:
+@with_world
+async def test_it_stops_when_asked_to_and_says_so(world: World) -> None:
     """With the batch that is under way done, and the rest visible."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            world.send_orders(*map(str, range(50)), group="a")
-            await moved_by_sqs(world)
-            queue = await desk(world)
-            outcome = await queue.redrive(dry_run=False, reason="try", progress=lambda _: queue.stop())
-            assert outcome.stopped
-            assert (outcome.done, world.counts("dead")) == (10, (40, 0))
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        world.send_orders(*map(str, range(50)), group="a")
+        await moved_by_sqs(world)
+        queue = await desk(world)
+        outcome = await queue.redrive(dry_run=False, reason="try", progress=lambda _: queue.stop())
+        assert outcome.stopped
+        assert (outcome.done, world.counts("dead")) == (10, (40, 0))
 
 
-def test_a_run_that_was_stopped_before_its_first_batch_does_nothing() -> None:
+@with_world
+async def test_a_run_that_was_stopped_before_its_first_batch_does_nothing(world: World) -> None:
     """Ctrl-C while ids are looked up: which letters are meant was not known by then."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            world.send_orders(*map(str, range(5)), group="a")
-            await moved_by_sqs(world)
-            queue = await desk(world)
-            queue.stop()
-            outcome = await queue.purge(dry_run=False, reason="try")
-            assert outcome.stopped
-            assert (outcome.done, world.counts("dead")) == (0, (5, 0))
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        world.send_orders(*map(str, range(5)), group="a")
+        await moved_by_sqs(world)
+        queue = await desk(world)
+        queue.stop()
+        outcome = await queue.purge(dry_run=False, reason="try")
+        assert outcome.stopped
+        assert (outcome.done, world.counts("dead")) == (0, (5, 0))
 
 
-def test_a_journal_lets_a_run_go_on_where_a_killed_one_stood(tmp_path: Path) -> None:
+@with_world
+async def test_a_journal_lets_a_run_go_on_where_a_killed_one_stood(world: World, tmp_path: Path) -> None:
     """What was sent is not sent again: it is only deleted."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        found = await everything(queue, LetterFilter(tenant="a"))
-        path = tmp_path / "journal"
-        with Journal(path) as journal:
-            await journal.write("sent", queue=queue.arn, letters=[found[0].id])
-        with path.open("ab") as file:
-            file.write(b'{"event":"sent","queue":"')  # killed while it wrote
-        with Journal(path) as journal:
-            outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="go on", journal=journal)
-        assert (outcome.finished, outcome.done) == (1, 1)
-        assert world.counts("orders") == (1, 0)
-        lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]
-        assert [line["event"] for line in lines] == ["sent", "begin", "deleted", "sent", "deleted", "end"]
-        assert lines[-1]["reason"] == "go on"
-        assert lines[-1]["operator"]
-        assert b"order_id" not in path.read_bytes()  # nothing of a body
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    found = await everything(queue, LetterFilter(tenant="a"))
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        await journal.write("sent", queue=queue.arn, letters=[found[0].id])
+    with path.open("ab") as file:
+        file.write(b'{"event":"sent","queue":"')  # killed while it wrote
+    with Journal(path) as journal:
+        outcome = await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="go on", journal=journal)
+    assert (outcome.finished, outcome.done) == (1, 1)
+    assert world.counts("orders") == (1, 0)
+    lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]
+    assert [line["event"] for line in lines] == ["sent", "begin", "deleted", "sent", "deleted", "end"]
+    assert lines[-1]["reason"] == "go on"
+    assert lines[-1]["operator"]
+    assert b"order_id" not in path.read_bytes()  # nothing of a body
 
 
 def test_two_runs_do_not_write_to_one_journal(tmp_path: Path) -> None:
@@ -407,44 +365,38 @@ def test_a_journal_that_cannot_be_written_is_refused_before_anything_is_moved(tm
         Journal(tmp_path / "none" / "j").__enter__()
 
 
-def test_a_queue_with_a_dead_letter_queue_is_refused() -> None:
+@with_world
+async def test_a_queue_with_a_dead_letter_queue_is_refused(world: World) -> None:
     """To look at its messages would spend their receives: it is a source, not a dead-letter queue."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            world.create(dead_letters="dead")
-            with pytest.raises(ConfigurationError, match="Name the dead-letter queue, not its source"):
-                await open_dead_letters(world.client, "orders")
-
-    in_world(scenario)
+    async with world.client:
+        world.create(dead_letters="dead")
+        with pytest.raises(ConfigurationError, match="Name the dead-letter queue, not its source"):
+            await open_dead_letters(world.client, "orders")
 
 
-def test_a_send_that_sqs_refuses_for_now_is_tried_again() -> None:
+@with_world
+async def test_a_send_that_sqs_refuses_for_now_is_tried_again(world: World) -> None:
     """And where it goes on, the error says so, with everything visible again."""
+    queue = await in_the_world(world)
+    home = await world.client.queue("orders")
+    send = home.send
+    refusals = [ServiceUnavailable("busy")] * 3
 
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        home = await world.client.queue("orders")
-        send = home.send
-        refusals = [ServiceUnavailable("busy")] * 3
+    async def refusing(messages: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await send(messages)
 
-        async def refusing(messages: Any) -> Any:
-            if refusals:
-                raise refusals.pop()
-            return await send(messages)
+    async def open_queue(_: str) -> Any:
+        return home
 
-        async def open_queue(_: str) -> Any:
-            return home
-
-        home.send = refusing  # type: ignore[method-assign]
-        queue._open_queue = open_queue
-        assert (await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try")).done == 2
-        refusals += [ServiceUnavailable("busy")] * 50
-        with pytest.raises(ServiceUnavailable):
-            await queue.redrive(dry_run=False, reason="try")
-        assert world.counts("dead") == (1, 0)
-
-    in_world(scenario)
+    home.send = refusing  # type: ignore[method-assign]
+    queue._open_queue = open_queue
+    assert (await queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try")).done == 2
+    refusals += [ServiceUnavailable("busy")] * 50
+    with pytest.raises(ServiceUnavailable):
+        await queue.redrive(dry_run=False, reason="try")
+    assert world.counts("dead") == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -456,8 +408,9 @@ def test_a_send_that_sqs_refuses_for_now_is_tried_again() -> None:
         (InvalidRequest("an attribute is invalid", code="InvalidParameterValue"), False),
     ],
 )
-def test_a_letter_that_cannot_go_home_holds_up_no_other(
-    refusal: Exception, monkeypatch: pytest.MonkeyPatch, *, of_queue: bool
+@with_world
+async def test_a_letter_that_cannot_go_home_holds_up_no_other(
+    world: World, refusal: Exception, monkeypatch: pytest.MonkeyPatch, *, of_queue: bool
 ) -> None:
     """Neither what a queue refuses altogether those of other queues, nor one bad entry those of its call."""
     send, refused = MemoryQueue.send, 0
@@ -469,24 +422,21 @@ def test_a_letter_that_cannot_go_home_holds_up_no_other(
             raise refusal
         return await send(queue, messages)
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            for name in ("orders", "others"):
-                world.create(name, dead_letters="dead", receives=1)
-                world.send("bad", queue=name)
-                for number in range(14):
-                    world.send(str(number), queue=name)
-                await moved_by_sqs(world, name)
-            monkeypatch.setattr(MemoryQueue, "send", refusing)
-            outcome = await (await desk(world)).redrive(dry_run=False, reason="try")
-            assert world.counts("others") == (15, 0)
-            stay = 15 if of_queue else 1
-            assert (world.counts(), world.counts("dead")) == ((15 - stay, 0), (stay, 0))
-            said = str(refusal) if of_queue else "InvalidParameterValue"
-            assert outcome.kept == {f"queue orders refused it: {said}": stay}
-            assert not of_queue or refused == 1  # what it refuses for good is not asked for again
-
-    in_world(scenario)
+    async with world.client:
+        for name in ("orders", "others"):
+            world.create(name, dead_letters="dead", receives=1)
+            world.send("bad", queue=name)
+            for number in range(14):
+                world.send(str(number), queue=name)
+            await moved_by_sqs(world, name)
+        monkeypatch.setattr(MemoryQueue, "send", refusing)
+        outcome = await (await desk(world)).redrive(dry_run=False, reason="try")
+        assert world.counts("others") == (15, 0)
+        stay = 15 if of_queue else 1
+        assert (world.counts(), world.counts("dead")) == ((15 - stay, 0), (stay, 0))
+        said = str(refusal) if of_queue else "InvalidParameterValue"
+        assert outcome.kept == {f"queue orders refused it: {said}": stay}
+        assert not of_queue or refused == 1  # what it refuses for good is not asked for again
 
 
 def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
@@ -520,7 +470,9 @@ def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
     in_world(scenario)
 
 
-def test_a_group_of_a_queue_that_refuses_it_holds_up_no_group_of_that_name_elsewhere(
+@with_world
+async def test_a_group_of_a_queue_that_refuses_it_holds_up_no_group_of_that_name_elsewhere(
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Groups are named after tenants, on each queue."""
@@ -531,105 +483,90 @@ def test_a_group_of_a_queue_that_refuses_it_holds_up_no_group_of_that_name_elsew
             raise AccessDenied("no sqs:SendMessage")
         return await send(queue, messages)
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
-            arn = world.broker.create_queue("dead.fifo", fifo).arn
-            policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "1"})
-            for name in ("orders.fifo", "others.fifo"):
-                world.broker.create_queue(name, {**fifo, "RedrivePolicy": policy})
-                for number in range(3):
-                    world.send(f"{name} {number}", queue=name, group="acme")
-                await moved_by_sqs(world, name)
-            monkeypatch.setattr(MemoryQueue, "send", refusing)
-            outcome = await (await open_dead_letters(world.client, "dead.fifo")).redrive(dry_run=False, reason="try")
-            assert (world.counts("others.fifo"), world.counts("dead.fifo")) == ((3, 0), (3, 0))
-            assert outcome.kept.total() == 3
-
-    in_world(scenario)
+    async with world.client:
+        fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+        arn = world.broker.create_queue("dead.fifo", fifo).arn
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "1"})
+        for name in ("orders.fifo", "others.fifo"):
+            world.broker.create_queue(name, {**fifo, "RedrivePolicy": policy})
+            for number in range(3):
+                world.send(f"{name} {number}", queue=name, group="acme")
+            await moved_by_sqs(world, name)
+        monkeypatch.setattr(MemoryQueue, "send", refusing)
+        outcome = await (await open_dead_letters(world.client, "dead.fifo")).redrive(dry_run=False, reason="try")
+        assert (world.counts("others.fifo"), world.counts("dead.fifo")) == ((3, 0), (3, 0))
+        assert outcome.kept.total() == 3
 
 
-def test_a_letter_that_sqs_does_not_delete_is_not_counted_as_gone() -> None:
+@with_world
+async def test_a_letter_that_sqs_does_not_delete_is_not_counted_as_gone(world: World) -> None:
     """It was refused for good in a call in which another one was refused for now, and then deleted."""
+    queue = await in_the_world(world)
+    delete = queue._queue.delete
+    refusals = [[EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True), EntryFailure(1, "InternalError")]]
 
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        delete = queue._queue.delete
-        refusals = [[EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True), EntryFailure(1, "InternalError")]]
+    async def refusing(handles: Any) -> Any:
+        return refusals.pop() if refusals else await delete(handles)
 
-        async def refusing(handles: Any) -> Any:
-            return refusals.pop() if refusals else await delete(handles)
-
-        queue._queue.delete = refusing  # type: ignore[assignment, method-assign]
-        outcome = await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")
-        assert (outcome.done, dict(outcome.kept)) == (1, {"it could not be deleted: ReceiptHandleIsInvalid": 1})
-        assert world.counts("dead") == (2, 0)
-
-    in_world(scenario)
+    queue._queue.delete = refusing  # type: ignore[assignment, method-assign]
+    outcome = await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")
+    assert (outcome.done, dict(outcome.kept)) == (1, {"it could not be deleted: ReceiptHandleIsInvalid": 1})
+    assert world.counts("dead") == (2, 0)
 
 
-def test_a_cancelled_redrive_deletes_what_it_has_sent() -> None:
+@with_world
+async def test_a_cancelled_redrive_deletes_what_it_has_sent(world: World) -> None:
     """Sending and deleting stay together."""
+    queue = await in_the_world(world)
+    home = await world.client.queue("orders")
+    send, sent = home.send, asyncio.Event()
 
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        home = await world.client.queue("orders")
-        send, sent = home.send, asyncio.Event()
+    async def slow(messages: Any) -> Any:
+        results = await send(messages)
+        sent.set()
+        await asyncio.sleep(1)
+        return results
 
-        async def slow(messages: Any) -> Any:
-            results = await send(messages)
-            sent.set()
-            await asyncio.sleep(1)
-            return results
+    async def open_queue(_: str) -> Any:
+        return home
 
-        async def open_queue(_: str) -> Any:
-            return home
-
-        home.send = slow  # type: ignore[method-assign]
-        queue._open_queue = open_queue
-        work = asyncio.create_task(queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try"))
-        await sent.wait()
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-        in_both = sum(world.counts("orders")) + sum(world.counts("dead"))
-        assert in_both == 3  # none lost, none twice
-
-    in_world(scenario)
+    home.send = slow  # type: ignore[method-assign]
+    queue._open_queue = open_queue
+    work = asyncio.create_task(queue.redrive(LetterFilter(tenant="a"), dry_run=False, reason="try"))
+    await sent.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    in_both = sum(world.counts("orders")) + sum(world.counts("dead"))
+    assert in_both == 3  # none lost, none twice
 
 
-def test_a_consumers_own_resolver_tells_whose_a_letter_is(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_consumers_own_resolver_tells_whose_a_letter_is(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """By the name that its log shows; a message that it refuses has no tenant, and the log says why of the first."""
-
-    async def scenario(world: World) -> None:
-        await in_the_world(world)
-        first = world.send("{}", tenant=None, queue="dead")
-        world.send("{}", tenant=None, queue="dead")
-        consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant)
-        queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
-        found = [each.tenant for each in await everything(queue)]
-        assert sorted(map(str, found)) == ["None", "None", "a:eu-west-1", "a:eu-west-1", "b:eu-west-1"]
-        [told] = [each for each in caplog.messages if "has no tenant" in each]
-        assert first in told
-        assert "or 'tenantId' is missing" in told
-
-    in_world(scenario)
+    await in_the_world(world)
+    first = world.send("{}", tenant=None, queue="dead")
+    world.send("{}", tenant=None, queue="dead")
+    consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant)
+    queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
+    found = [each.tenant for each in await everything(queue)]
+    assert sorted(map(str, found)) == ["None", "None", "a:eu-west-1", "a:eu-west-1", "b:eu-west-1"]
+    [told] = [each for each in caplog.messages if "has no tenant" in each]
+    assert first in told
+    assert "or 'tenantId' is missing" in told
 
 
-def test_the_tenant_of_a_letter_stands_in_its_envelope() -> None:
+@with_world
+async def test_the_tenant_of_a_letter_stands_in_its_envelope(world: World) -> None:
     """Where the consumer looks for it. What any sender wrote beside the envelope would delete another tenant's."""
-
-    async def scenario(world: World) -> None:
-        await world.client.__aenter__()
-        world.create("dead")
-        for body in (sns("x", tenantId="b", region="eu-west-1"), "no envelope", S3_TEST):
-            world.send(body, tenant="a", queue="dead")
-        consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant, unwrap=unwrap_sns)
-        queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
-        assert [each.tenant for each in await everything(queue)] == ["b:eu-west-1", None, None]
-        assert not await everything(queue, LetterFilter(tenant="a:eu-west-1"))
-
-    in_world(scenario)
+    await world.client.__aenter__()
+    world.create("dead")
+    for body in (sns("x", tenantId="b", region="eu-west-1"), "no envelope", S3_TEST):
+        world.send(body, tenant="a", queue="dead")
+    consumer: Consumer[Tenant, None] = Consumer("orders", context=Tenant, unwrap=unwrap_sns)
+    queue = await desk(world, tenant_of=tenant_by_consumer(consumer))
+    assert [each.tenant for each in await everything(queue)] == ["b:eu-west-1", None, None]
+    assert not await everything(queue, LetterFilter(tenant="a:eu-west-1"))
 
 
 def test_a_message_without_room_is_sent_home_without_the_count() -> None:
@@ -660,35 +597,32 @@ def test_a_wrong_argument_says_what_to_write(make: Callable[[], object], text: s
         make()
 
 
-def test_acting_needs_a_reason_and_a_rate() -> None:
+@with_world
+async def test_acting_needs_a_reason_and_a_rate(world: World) -> None:
     """Both are refused before a letter is received."""
-
-    async def scenario(world: World) -> None:
-        queue = await in_the_world(world)
-        with pytest.raises(ConfigurationError, match="needs reason="):
-            await queue.purge(dry_run=False)
-        with pytest.raises(ConfigurationError, match="above 0"):
-            await queue.redrive(rate=0)
-        wrong: list[tuple[dict[str, Any], str]] = [
-            ({"where": "acme"}, r"redrive\(where\) takes LetterFilter"),
-            ({"rate": "5"}, "above 0"),
-            ({"dry_run": "no"}, "takes True or False"),
-            ({"dry_run": False, "reason": None}, "needs reason="),
-            ({"journal": "redrive.jsonl"}, "takes Journal"),
-            ({"to": 5}, "name, URL or ARN"),
-        ]
-        for arguments, text in wrong:
-            with pytest.raises(ConfigurationError, match=text):
-                await queue.redrive(**arguments)
-        with pytest.raises(ConfigurationError, match="is the dead-letter queue itself"):
-            await queue.redrive(to="dead")
-        for hold in (0, "5"):
-            with pytest.raises(ConfigurationError, match="from 1 to 43200"):
-                await open_dead_letters(world.client, "dead", hold=hold)  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match=r"tenant_of=\.\.\.\) takes a function"):
-            await open_dead_letters(world.client, "dead", tenant_of="acme")  # type: ignore[arg-type]
-
-    in_world(scenario)
+    queue = await in_the_world(world)
+    with pytest.raises(ConfigurationError, match="needs reason="):
+        await queue.purge(dry_run=False)
+    with pytest.raises(ConfigurationError, match="above 0"):
+        await queue.redrive(rate=0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"where": "acme"}, r"redrive\(where\) takes LetterFilter"),
+        ({"rate": "5"}, "above 0"),
+        ({"dry_run": "no"}, "takes True or False"),
+        ({"dry_run": False, "reason": None}, "needs reason="),
+        ({"journal": "redrive.jsonl"}, "takes Journal"),
+        ({"to": 5}, "name, URL or ARN"),
+    ]
+    for arguments, text in wrong:
+        with pytest.raises(ConfigurationError, match=text):
+            await queue.redrive(**arguments)
+    with pytest.raises(ConfigurationError, match="is the dead-letter queue itself"):
+        await queue.redrive(to="dead")
+    for hold in (0, "5"):
+        with pytest.raises(ConfigurationError, match="from 1 to 43200"):
+            await open_dead_letters(world.client, "dead", hold=hold)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"tenant_of=\.\.\.\) takes a function"):
+        await open_dead_letters(world.client, "dead", tenant_of="acme")  # type: ignore[arg-type]
 
 
 def test_a_broken_attribute_is_read_as_unknown() -> None:

@@ -9,7 +9,7 @@ from postroom.dead_letters import DeadLetterQueue, open_dead_letters
 from postroom.dead_letters.walking import Walk
 from postroom.errors import AccessDenied, ServiceUnavailable
 from postroom.transports.protocol import VisibilityChange
-from support.world import World, in_world
+from support.world import World, in_world, with_world
 
 HOLD = 30.0
 
@@ -26,46 +26,41 @@ async def letters(world: World, count: int) -> DeadLetterQueue:
 
 
 @pytest.mark.parametrize("action", ["redrive", "purge"])
-def test_letters_that_wait_for_their_turn_are_seen_by_no_other_run(action: str) -> None:
+@with_world
+async def test_letters_that_wait_for_their_turn_are_seen_by_no_other_run(world: World, action: str) -> None:
     """However long the rate has them wait: two operators at once send, or delete, each of them once."""
+    async with world.client:
+        queue = await letters(world, 60)
+        more: dict[str, Any] = {"to": "other"} if action == "redrive" else {}
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            queue = await letters(world, 60)
-            more: dict[str, Any] = {"to": "other"} if action == "redrive" else {}
+        async def act(desk: DeadLetterQueue, after: float) -> int:
+            await asyncio.sleep(after)
+            outcome = await getattr(desk, action)(dry_run=False, reason="try", rate=0.1, **more)
+            assert not outcome.kept
+            return int(outcome.done)
 
-            async def act(desk: DeadLetterQueue, after: float) -> int:
-                await asyncio.sleep(after)
-                outcome = await getattr(desk, action)(dry_run=False, reason="try", rate=0.1, **more)
-                assert not outcome.kept
-                return int(outcome.done)
-
-            another = await open_dead_letters(world.client, "dead", hold=HOLD)
-            done = await asyncio.gather(act(queue, 0), act(another, 40))
-            assert sum(done) == 60
-            assert world.counts("other") == ((60, 0) if action == "redrive" else (0, 0))
-            assert world.counts("dead") == (0, 0)
-
-    in_world(scenario)
+        another = await open_dead_letters(world.client, "dead", hold=HOLD)
+        done = await asyncio.gather(act(queue, 0), act(another, 40))
+        assert sum(done) == 60
+        assert world.counts("other") == ((60, 0) if action == "redrive" else (0, 0))
+        assert world.counts("dead") == (0, 0)
 
 
-def test_a_run_that_waits_for_its_turn_stops_at_once() -> None:
+@with_world
+async def test_a_run_that_waits_for_its_turn_stops_at_once(world: World) -> None:
     """Its next turn would come in a quarter of an hour; what it holds is visible again."""
-
-    async def scenario(world: World) -> None:
-        async with world.client:
-            queue = await letters(world, 50)
-            loop = asyncio.get_running_loop()
-            loop.call_later(60, queue.stop)
-            outcome = await queue.redrive(to="other", dry_run=False, reason="try", rate=0.01)
-            assert loop.time() < 62
-            assert (outcome.stopped, outcome.done) == (True, 10)
-            assert (world.counts("other"), world.counts("dead")) == ((10, 0), (40, 0))
-
-    in_world(scenario)
+    async with world.client:
+        queue = await letters(world, 50)
+        loop = asyncio.get_running_loop()
+        loop.call_later(60, queue.stop)
+        outcome = await queue.redrive(to="other", dry_run=False, reason="try", rate=0.01)
+        assert loop.time() < 62
+        assert (outcome.stopped, outcome.done) == (True, 10)
+        assert (world.counts("other"), world.counts("dead")) == ((10, 0), (40, 0))
 
 
-def test_a_receive_does_not_go_through_all_letters_that_are_held() -> None:
+@with_world
+async def test_a_receive_does_not_go_through_all_letters_that_are_held(world: World) -> None:
     """There may be a hundred thousand, in ten thousand receives."""
 
     class Counted(dict[str, tuple[float, str]]):
@@ -76,21 +71,18 @@ def test_a_receive_does_not_go_through_all_letters_that_are_held() -> None:
                 self.looks += 1
                 yield each
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            await letters(world, 200)
-            walk = Walk(await world.client.queue("dead"), hold=HOLD)
-            held = walk._held = Counted()
-            receives = [len(batch) async for batch in walk.batches()]
-            assert sum(receives) == 200
-            assert held.looks <= 2 * len(receives)
-            await asyncio.sleep(HOLD * 0.6)
-            await walk.extend()
-            assert all(walk.owns(each) for each in list(held))
-            await asyncio.sleep(HOLD * 0.6)
-            assert world.counts("dead") == (0, 200)
-
-    in_world(scenario)
+    async with world.client:
+        await letters(world, 200)
+        walk = Walk(await world.client.queue("dead"), hold=HOLD)
+        held = walk._held = Counted()
+        receives = [len(batch) async for batch in walk.batches()]
+        assert sum(receives) == 200
+        assert held.looks <= 2 * len(receives)
+        await asyncio.sleep(HOLD * 0.6)
+        await walk.extend()
+        assert all(walk.owns(each) for each in list(held))
+        await asyncio.sleep(HOLD * 0.6)
+        assert world.counts("dead") == (0, 200)
 
 
 @pytest.mark.parametrize(
@@ -124,17 +116,14 @@ def test_letters_that_stay_invisible_after_a_look_are_told(
         assert said[0].startswith(text)
 
 
-def test_what_is_invisible_is_not_known_without_the_permission() -> None:
+@with_world
+async def test_what_is_invisible_is_not_known_without_the_permission(world: World) -> None:
     """It is nothing that a look would fail for."""
+    async with world.client:
+        queue = await letters(world, 1)
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            queue = await letters(world, 1)
+        async def denied() -> Any:
+            raise AccessDenied("no")
 
-            async def denied() -> Any:
-                raise AccessDenied("no")
-
-            queue._queue.attributes = denied  # type: ignore[method-assign]
-            assert await queue.hidden() == 0
-
-    in_world(scenario)
+        queue._queue.attributes = denied  # type: ignore[method-assign]
+        assert await queue.hidden() == 0

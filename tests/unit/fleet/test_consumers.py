@@ -12,7 +12,7 @@ from postroom import Concurrency, Fleet, Polling, PoolLimits, ResourcePool, Tena
 from postroom.events import Event, FleetReachable, FleetUnreachable
 from postroom.fleet import Answer, Decisions, Request
 from support.fleet import Diary, FaultyState, replica
-from support.world import Databases, Tenant, World, in_world
+from support.world import Databases, Tenant, World, in_world, with_world
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -125,37 +125,34 @@ def test_no_message_waits_for_the_store() -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_pause_holds_everywhere(lost: bool) -> None:
+@with_world
+async def test_a_pause_holds_everywhere(world: World, lost: bool) -> None:
     """F11: the other replica pauses, shows the reason, and knows it after a loss of the store; resume ends it."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=8)
-        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
-        async with one, two:
-            one.tenants.pause(A, reason="database move")
-            await asyncio.sleep(1.2)
-            if lost:
-                state.store.flush()
-                await asyncio.sleep(3)
-                assert state.store.decisions("orders").fields
-            world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
-            await asyncio.sleep(5)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=8)
+    one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+    async with one, two:
+        one.tenants.pause(A, reason="database move")
+        await asyncio.sleep(1.2)
+        if lost:
+            state.store.flush()
+            await asyncio.sleep(3)
+            assert state.store.decisions("orders").fields
+        world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
+        await asyncio.sleep(5)
+        assert diary.starts == []
+        assert two.tenants[A].state is TenantState.PAUSED
+        assert two.tenants[A].reason == "database move"
+        three = replica(world, diary, fleet, "three")
+        async with three:  # a start knows it before its first message
+            assert three.tenants[A].state is TenantState.PAUSED
+            await asyncio.sleep(1)
             assert diary.starts == []
-            assert two.tenants[A].state is TenantState.PAUSED
-            assert two.tenants[A].reason == "database move"
-            three = replica(world, diary, fleet, "three")
-            async with three:  # a start knows it before its first message
-                assert three.tenants[A].state is TenantState.PAUSED
-                await asyncio.sleep(1)
-                assert diary.starts == []
-            two.tenants.resume(A)
-            await asyncio.sleep(20)
-            assert len(diary.starts) == 20
-            assert one.tenants[A].state is TenantState.ACTIVE
-
-    in_world(scenario)
+        two.tenants.resume(A)
+        await asyncio.sleep(20)
+        assert len(diary.starts) == 20
+        assert one.tenants[A].state is TenantState.ACTIVE
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.05, 0.3])
@@ -185,32 +182,30 @@ def test_a_pause_takes_a_tick_and_three_calls_at_most(delay: float) -> None:
 
 
 @pytest.mark.parametrize("later", [0.2, 0.5, 0.8])
-def test_a_replica_that_comes_between_two_losses_takes_nothing_back(later: float) -> None:
+@with_world
+async def test_a_replica_that_comes_between_two_losses_takes_nothing_back(world: World, later: float) -> None:
     """F11: it knows only what was decided since, and says nothing about what the others have to restore."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=8)
-        one, newcomer = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "newcomer")
-        async with one:
-            one.tenants.pause(A, reason="database move")
-            await asyncio.sleep(2 + later)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=8)
+    one, newcomer = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "newcomer")
+    async with one:
+        one.tenants.pause(A, reason="database move")
+        await asyncio.sleep(2 + later)
+        state.store.flush()
+        newcomer.tenants.pause(B, reason="newer")
+        async with newcomer:
+            await asyncio.sleep(0.05)  # before the other restores anything
             state.store.flush()
-            newcomer.tenants.pause(B, reason="newer")
-            async with newcomer:
-                await asyncio.sleep(0.05)  # before the other restores anything
-                state.store.flush()
-                await asyncio.sleep(3)
-                for each in (one, newcomer):
-                    assert each.tenants[A].reason == "database move"
-                    assert each.tenants[A].state is TenantState.PAUSED
-                    assert each.tenants[B].state is TenantState.PAUSED
-
-    in_world(scenario)
+            await asyncio.sleep(3)
+            for each in (one, newcomer):
+                assert each.tenants[A].reason == "database move"
+                assert each.tenants[A].state is TenantState.PAUSED
+                assert each.tenants[B].state is TenantState.PAUSED
 
 
-def test_a_loss_between_an_exchange_and_the_reading_after_it_takes_nothing_back() -> None:
+@with_world
+async def test_a_loss_between_an_exchange_and_the_reading_after_it_takes_nothing_back(world: World) -> None:
     """F11: what is read then is from a store that has forgotten everything, and not from the one that answered."""
 
     class Forgetful(FaultyState):
@@ -222,63 +217,54 @@ def test_a_loss_between_an_exchange_and_the_reading_after_it_takes_nothing_back(
                 self.store.flush()
             return await super().decisions(fleet)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, state = Diary(), Forgetful()
-        one = replica(world, diary, Fleet(state, per_tenant=8), "one")
-        async with one:
-            one.tenants.pause(A, reason="database move")
-            await asyncio.sleep(1.5)
-            state.forgets = True
-            await state.decide("orders", {"state t:other": '{"value":"paused"}'})  # by a replica that is gone
-            await asyncio.sleep(4)
-            assert not state.forgets
-            assert one.tenants[A].state is TenantState.PAUSED
-            assert one.tenants[A].reason == "database move"
-            assert len(state.store.decisions("orders").fields) == 1
-
-    in_world(scenario)
+    world.create()
+    diary, state = Diary(), Forgetful()
+    one = replica(world, diary, Fleet(state, per_tenant=8), "one")
+    async with one:
+        one.tenants.pause(A, reason="database move")
+        await asyncio.sleep(1.5)
+        state.forgets = True
+        await state.decide("orders", {"state t:other": '{"value":"paused"}'})  # by a replica that is gone
+        await asyncio.sleep(4)
+        assert not state.forgets
+        assert one.tenants[A].state is TenantState.PAUSED
+        assert one.tenants[A].reason == "database move"
+        assert len(state.store.decisions("orders").fields) == 1
 
 
-def test_a_decision_before_the_start_reaches_the_fleet() -> None:
+@with_world
+async def test_a_decision_before_the_start_reaches_the_fleet(world: World) -> None:
     """F11: what was decided while the consumer did not run is written down with its start."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=8)
-        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
-        one.tenants.limit(A, concurrency=1, rate=2, reason="slow database")
-        async with two, one:
-            await asyncio.sleep(1.5)
-            assert (two.tenants[A].concurrency, two.tenants[A].rate) == (1, 2)
-            assert two.tenants[A].reason == "slow database"
-            slots = two.tenants[A].fleet
-            assert slots is not None
-            assert slots.cap == 1
-
-    in_world(scenario)
+    world.create()
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=8)
+    one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+    one.tenants.limit(A, concurrency=1, rate=2, reason="slow database")
+    async with two, one:
+        await asyncio.sleep(1.5)
+        assert (two.tenants[A].concurrency, two.tenants[A].rate) == (1, 2)
+        assert two.tenants[A].reason == "slow database"
+        slots = two.tenants[A].fleet
+        assert slots is not None
+        assert slots.cap == 1
 
 
-def test_a_decision_about_a_tenant_without_messages_stays_in_the_list() -> None:
+@with_world
+async def test_a_decision_about_a_tenant_without_messages_stays_in_the_list(world: World) -> None:
     """The replica that it was made in lists the tenant until the decision is taken back, here or elsewhere."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        async with (
-            replica(world, diary, Fleet(state, per_tenant=3), "one") as one,
-            replica(world, diary, Fleet(state, per_tenant=3), "two") as two,
-        ):
-            one.tenants.pause(A, reason="moving")
-            two.tenants.limit(B, rate=5)
-            await asyncio.sleep(5)
-            assert [(each.key, each.state, each.reason) for each in one.tenants] == [(A, TenantState.PAUSED, "moving")]
-            assert [(each.key, each.rate) for each in two.tenants] == [(B, 5)]
-            two.tenants.resume(A)
-            await asyncio.sleep(5)
-            assert list(one.tenants) == []
-
-    in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    async with (
+        replica(world, diary, Fleet(state, per_tenant=3), "one") as one,
+        replica(world, diary, Fleet(state, per_tenant=3), "two") as two,
+    ):
+        one.tenants.pause(A, reason="moving")
+        two.tenants.limit(B, rate=5)
+        await asyncio.sleep(5)
+        assert [(each.key, each.state, each.reason) for each in one.tenants] == [(A, TenantState.PAUSED, "moving")]
+        assert [(each.key, each.rate) for each in two.tenants] == [(B, 5)]
+        two.tenants.resume(A)
+        await asyncio.sleep(5)
+        assert list(one.tenants) == []
 
 
 def test_a_limit_by_an_operator_is_the_fleets() -> None:
@@ -303,24 +289,21 @@ def test_a_limit_by_an_operator_is_the_fleets() -> None:
     assert after == 10
 
 
-def test_a_quarantine_holds_everywhere() -> None:
+@with_world
+async def test_a_quarantine_holds_everywhere(world: World) -> None:
     """F11: messages that another replica receives go to the dead-letter queue, with the reason."""
-
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead")
-        diary, fleet = Diary(), Fleet(FaultyState())
-        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
-        async with two:
-            async with one:
-                one.tenants.quarantine(A, reason="corrupt import")
-                await asyncio.sleep(1.2)
-            world.send_orders("x", tenant="a")
-            world.send_orders("y", tenant="b")
-            await asyncio.sleep(2)
-        assert [tenant for _, _, tenant in diary.starts] == ["b"]
-        assert world.counts("dead") == (1, 0)
-
-    in_world(scenario)
+    world.create(dead_letters="dead")
+    diary, fleet = Diary(), Fleet(FaultyState())
+    one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+    async with two:
+        async with one:
+            one.tenants.quarantine(A, reason="corrupt import")
+            await asyncio.sleep(1.2)
+        world.send_orders("x", tenant="a")
+        world.send_orders("y", tenant="b")
+        await asyncio.sleep(2)
+    assert [tenant for _, _, tenant in diary.starts] == ["b"]
+    assert world.counts("dead") == (1, 0)
 
 
 @pytest.mark.parametrize("way", ["refuses", "is silent"])
@@ -577,27 +560,24 @@ def test_a_fleet_of_one_name_is_one_limit_for_two_queues() -> None:
     assert diary.most["a"] == 2
 
 
-def test_the_signal_to_scale_on_ignores_a_noisy_tenant() -> None:
+@with_world
+async def test_the_signal_to_scale_on_ignores_a_noisy_tenant(world: World) -> None:
     """A tenant that has its whole limit cannot raise utilisation or the oldest wait; one that lacks slots does."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4)
-        one = replica(world, diary, fleet, concurrency=Concurrency(total=16, per_tenant=16))
-        async with one:
-            world.send_orders(*map(str, range(24)), tenant="noisy", seconds=2.0)
-            await asyncio.sleep(10)
-            said = one.statistics()
-            assert said.utilisation == 4 / 16
-            assert said.oldest_wait_within_share < 0.5
-            for number in range(30):
-                world.send_orders("x", tenant=f"quiet-{number}", seconds=30.0)
-            await asyncio.sleep(12)
-            said = one.statistics()
-            assert said.utilisation >= 0.8
-            assert said.oldest_wait_within_share > 5
-
-    in_world(scenario)
+    world.create()
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4)
+    one = replica(world, diary, fleet, concurrency=Concurrency(total=16, per_tenant=16))
+    async with one:
+        world.send_orders(*map(str, range(24)), tenant="noisy", seconds=2.0)
+        await asyncio.sleep(10)
+        said = one.statistics()
+        assert said.utilisation == 4 / 16
+        assert said.oldest_wait_within_share < 0.5
+        for number in range(30):
+            world.send_orders("x", tenant=f"quiet-{number}", seconds=30.0)
+        await asyncio.sleep(12)
+        said = one.statistics()
+        assert said.utilisation >= 0.8
+        assert said.oldest_wait_within_share > 5
 
 
 def test_a_tenant_without_a_slot_here_makes_room_for_others() -> None:

@@ -10,7 +10,7 @@ from postroom import ConfigurationError, Fleet, TenantState
 from postroom.fleet import Decisions
 from postroom.fleet.decisions import Verdict, verdicts
 from support.fleet import Diary, FaultyState, replica
-from support.world import Tenant, World, in_world
+from support.world import Tenant, World, in_world, with_world
 
 A, B = Tenant("a"), Tenant("b")
 NAME = 'j:{"region":"eu-west-1","tenant_id":"%s"}'
@@ -101,32 +101,26 @@ class Scribbled(FaultyState):
         return msgspec.structs.replace(said, fields={**said.fields, f"done {NAME % 'a'} another": "no report"})
 
 
-def test_a_report_that_is_none_is_no_confirmation() -> None:
+@with_world
+async def test_a_report_that_is_none_is_no_confirmation(world: World) -> None:
     """It is left out: what the replicas that are alive confirm counts."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with replica(world, Diary(), Fleet(Scribbled(), per_tenant=4)) as one:
-            await asyncio.sleep(2)
-            await one.tenants.drain(A, timeout=10)
-
-    in_world(scenario)
+    world.create()
+    async with replica(world, Diary(), Fleet(Scribbled(), per_tenant=4)) as one:
+        await asyncio.sleep(2)
+        await one.tenants.drain(A, timeout=10)
 
 
 @pytest.mark.parametrize("most", [10**6, 10**30, 10**400])
-def test_a_limit_beyond_all_numbers_of_the_store_is_none(most: int) -> None:
+@with_world
+async def test_a_limit_beyond_all_numbers_of_the_store_is_none(world: World, most: int) -> None:
     """Of the options, and of what a function chooses; ``limit()`` refuses it."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        state = FaultyState()
-        async with replica(world, Diary(), Fleet(state, per_tenant=most, overrides=lambda _: most)) as one:
-            world.send_orders(*map(str, range(8)), tenant="a", seconds=1)
-            await asyncio.sleep(10)
-            assert one.statistics().succeeded == 8
-            assert max(ask.cap for _, request in state.requests for ask in request.asks) == 10**6
-            if most > 10**6:
-                with pytest.raises(ConfigurationError, match="from 1 to"):
-                    one.tenants.limit(A, concurrency=most)
-
-    in_world(scenario)
+    world.create()
+    state = FaultyState()
+    async with replica(world, Diary(), Fleet(state, per_tenant=most, overrides=lambda _: most)) as one:
+        world.send_orders(*map(str, range(8)), tenant="a", seconds=1)
+        await asyncio.sleep(10)
+        assert one.statistics().succeeded == 8
+        assert max(ask.cap for _, request in state.requests for ask in request.asks) == 10**6
+        if most > 10**6:
+            with pytest.raises(ConfigurationError, match="from 1 to"):
+                one.tenants.limit(A, concurrency=most)

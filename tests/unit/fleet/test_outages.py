@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from postroom import Fleet, PoolLimits, ResourcePool
 from postroom.options import OpenBackoff
 from support.fleet import Diary, FaultyState, replica
-from support.world import Tenant, World, in_world
+from support.world import Tenant, World, in_world, with_world
 
 
 class Host:
@@ -85,29 +85,26 @@ def test_a_hint_without_an_end_does_not_exist() -> None:
     assert len({who for at, who in host.tries if at > back}) == 3
 
 
-def test_a_report_that_did_not_reach_the_store_is_told_again() -> None:
+@with_world
+async def test_a_report_that_did_not_reach_the_store_is_told_again(world: World) -> None:
     """F12: the call to the store fails once; the others hear of the host all the same, and wait for one who tries."""
-
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=3)
-        host, state = Host(), FaultyState()
-        state.refused_reports = 1
-        async with AsyncExitStack() as stack:
-            for name in ("one", "two"):
-                pool = await stack.enter_async_context(host.pool(name, pause=8.0))
-                await stack.enter_async_context(replica(world, Diary(), Fleet(state, lease=6), name, resources=pool))
-                if name == "one":
-                    for number in range(12):
-                        world.send_orders(f"first-{number}", tenant=f"t{number}")
-                    await asyncio.sleep(1.5)
-                    assert not state.refused_reports
-                    assert not state.store.fleets["orders"].hints
-                    tries = len(host.tries)
-                    await asyncio.sleep(1.5)
-            assert "t:db1" in state.store.fleets["orders"].hints
-            assert len(host.tries) == tries  # it was not found out again, but told again
-            host.down = False
-            await asyncio.sleep(120)
-        assert world.counts() == (0, 0)
-
-    in_world(scenario)
+    world.create(dead_letters="dead", receives=3)
+    host, state = Host(), FaultyState()
+    state.refused_reports = 1
+    async with AsyncExitStack() as stack:
+        for name in ("one", "two"):
+            pool = await stack.enter_async_context(host.pool(name, pause=8.0))
+            await stack.enter_async_context(replica(world, Diary(), Fleet(state, lease=6), name, resources=pool))
+            if name == "one":
+                for number in range(12):
+                    world.send_orders(f"first-{number}", tenant=f"t{number}")
+                await asyncio.sleep(1.5)
+                assert not state.refused_reports
+                assert not state.store.fleets["orders"].hints
+                tries = len(host.tries)
+                await asyncio.sleep(1.5)
+        assert "t:db1" in state.store.fleets["orders"].hints
+        assert len(host.tries) == tries  # it was not found out again, but told again
+        host.down = False
+        await asyncio.sleep(120)
+    assert world.counts() == (0, 0)

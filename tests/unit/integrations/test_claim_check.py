@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from postroom import Consumer, Message, MessageContext, OutgoingMessage, Retry, Sender
 from postroom.integrations.claim_check import ClaimCheck
 from postroom.testing.loop import run_virtual
-from support.world import Tenant, World, in_world
+from support.world import Tenant, World, with_world
 
 Fault = Callable[[str], Exception | None]
 
@@ -90,30 +90,27 @@ def _run(scenario: Callable[[S3, ClaimCheck], Any]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 40.0, 600.0])
-def test_an_outage_of_s3_makes_no_dead_letter(seconds: float) -> None:
+@with_world
+async def test_an_outage_of_s3_makes_no_dead_letter(world: World, seconds: float) -> None:
     """With five receives: what is not a message's own failure does not use them up (A4)."""
+    world.create(dead_letters="dead", receives=5)
+    s3 = S3()
+    s3.fault = _until(seconds)
+    handled: list[str] = []
+    bodies = ClaimCheck("amzn-s3-demo-bucket", always=True, session=s3)
+    orders = Consumer("orders", context=Tenant, client=world.client, unwrap=bodies)
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=5)
-        s3 = S3()
-        s3.fault = _until(seconds)
-        handled: list[str] = []
-        bodies = ClaimCheck("amzn-s3-demo-bucket", always=True, session=s3)
-        orders = Consumer("orders", context=Tenant, client=world.client, unwrap=bodies)
+    @orders.handler
+    async def handle(body: str, _ctx: MessageContext[Tenant]) -> None:
+        handled.append(body)
 
-        @orders.handler
-        async def handle(body: str, _ctx: MessageContext[Tenant]) -> None:
-            handled.append(body)
-
-        async with bodies, orders:
-            for number in range(50):
-                sent = await bodies.offload(OutgoingMessage(body=str(number)))
-                world.send(sent.body, ExtendedPayloadSize="1")
-            await asyncio.sleep(seconds + 5.0 if seconds < 30 else 1_500.0)
-        assert sorted(handled, key=int) == [str(number) for number in range(50)]
-        assert world.counts("dead") == (0, 0)
-
-    in_world(scenario)
+    async with bodies, orders:
+        for number in range(50):
+            sent = await bodies.offload(OutgoingMessage(body=str(number)))
+            world.send(sent.body, ExtendedPayloadSize="1")
+        await asyncio.sleep(seconds + 5.0 if seconds < 30 else 1_500.0)
+    assert sorted(handled, key=int) == [str(number) for number in range(50)]
+    assert world.counts("dead") == (0, 0)
 
 
 def test_an_outage_of_s3_is_told_of_with_its_bucket_and_its_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,20 +133,17 @@ def test_an_outage_of_s3_is_told_of_with_its_bucket_and_its_end(caplog: pytest.L
     assert over.startswith("S3 gives bodies again after 29")
 
 
-def test_a_bucket_that_is_gone_sets_no_message_of_an_outbox_aside() -> None:
+@with_world
+async def test_a_bucket_that_is_gone_sets_no_message_of_an_outbox_aside(world: World) -> None:
     """It says nothing of the message, which is sent when the bucket is named as it should be."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        s3 = S3()
-        s3.fault = lambda _key: ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
-        async with ClaimCheck("amzn-s3-demo-bucket", always=True, session=s3) as bodies:
-            sender = Sender("orders", transform=bodies.offload, client=world.client)
-            async with sender:
-                outcome = await sender.post([sender.message("x")])
-        assert outcome.unsent[0].retryable
-
-    in_world(scenario)
+    world.create()
+    s3 = S3()
+    s3.fault = lambda _key: ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
+    async with ClaimCheck("amzn-s3-demo-bucket", always=True, session=s3) as bodies:
+        sender = Sender("orders", transform=bodies.offload, client=world.client)
+        async with sender:
+            outcome = await sender.post([sender.message("x")])
+    assert outcome.unsent[0].retryable
 
 
 def test_one_fetch_tries_s3_for_all_that_wait() -> None:

@@ -30,7 +30,7 @@ from postroom.integrations.otel.tenants import OTHER, Busiest
 from postroom.types import StopReason
 from support.fleet import Diary, FaultyState, replica
 from support.telemetry import Recorded
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 TEXT = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text(encoding="utf-8")
 QUEUE = {"messaging.system": "aws_sqs", "messaging.destination.name": "orders"}
@@ -171,143 +171,131 @@ def test_every_field_of_the_statistics_has_an_instrument_or_a_reason() -> None:
     assert set(FleetStatistics.__dataclass_fields__) == fleet | untold
 
 
-def test_each_of_several_queues_is_counted_by_its_own_name(recorded: Recorded) -> None:
+@with_world
+async def test_each_of_several_queues_is_counted_by_its_own_name(world: World, recorded: Recorded) -> None:
     """Receives, settlements and runs name their queue, also when it is listed no longer; slots name the consumer."""
+    listed = ["orders", "invoices"]
+    for number, name in enumerate(listed, 1):
+        world.create(name)
+        for _ in range(number):
+            world.send({"order_id": name}, queue=name)
+    queues = Queues(lambda: list(listed), name="sales", every=5)
+    telemetry = recorded.telemetry()
+    sales: Consumer[Any, Any] = Consumer(queues=queues, client=world.client, observers=[telemetry])
 
-    async def scenario(world: World) -> None:
-        listed = ["orders", "invoices"]
-        for number, name in enumerate(listed, 1):
-            world.create(name)
-            for _ in range(number):
-                world.send({"order_id": name}, queue=name)
-        queues = Queues(lambda: list(listed), name="sales", every=5)
-        telemetry = recorded.telemetry()
-        sales: Consumer[Any, Any] = Consumer(queues=queues, client=world.client, observers=[telemetry])
+    @sales.handler
+    async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
 
-        @sales.handler
-        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None: ...
+    def counted(name: str, queue: str, **labels: str) -> Any:
+        return recorded.value(name, messaging__destination__name=queue, **labels)
 
-        def counted(name: str, queue: str, **labels: str) -> Any:
-            return recorded.value(name, messaging__destination__name=queue, **labels)
-
-        async with sales:
-            await asyncio.sleep(1)
-            recorded.metrics()
-            listed.remove("invoices")
-            await asyncio.sleep(60)
-            recorded.metrics()
-            assert set(sales.statistics().queues) == {"orders"}
-            assert counted("postroom.slots.limit", "sales") == Concurrency().total
-            assert counted("postroom.handlers.succeeded", "sales") == 3
-            with telemetry.sending("answers"):
-                pass
-            # An alert tells of each queue with 0 of them.
-            assert recorded.metrics()["postroom.consumers"] == [({**QUEUE, "messaging.destination.name": "sales"}, 1)]
-        for number, name in enumerate(("orders", "invoices"), 1):
-            assert counted("messaging.client.consumed.messages", name) == number
-            assert counted("postroom.settlements", name, postroom__settlement="acked") == number
-            assert counted("postroom.receives", name) > 0
-            assert counted("messaging.process.duration", name)[0] == number
-
-    in_world(scenario)
+    async with sales:
+        await asyncio.sleep(1)
+        recorded.metrics()
+        listed.remove("invoices")
+        await asyncio.sleep(60)
+        recorded.metrics()
+        assert set(sales.statistics().queues) == {"orders"}
+        assert counted("postroom.slots.limit", "sales") == Concurrency().total
+        assert counted("postroom.handlers.succeeded", "sales") == 3
+        with telemetry.sending("answers"):
+            pass
+        # An alert tells of each queue with 0 of them.
+        assert recorded.metrics()["postroom.consumers"] == [({**QUEUE, "messaging.destination.name": "sales"}, 1)]
+    for number, name in enumerate(("orders", "invoices"), 1):
+        assert counted("messaging.client.consumed.messages", name) == number
+        assert counted("postroom.settlements", name, postroom__settlement="acked") == number
+        assert counted("postroom.receives", name) > 0
+        assert counted("messaging.process.duration", name)[0] == number
 
 
-def test_a_bad_day_is_counted_at_every_step(recorded: Recorded) -> None:
+@with_world
+async def test_a_bad_day_is_counted_at_every_step(world: World, recorded: Recorded) -> None:
     """Good and bad handlers, an outage, messages that wait: read while it lasts."""
-
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=5)
-        databases = Databases()
-        databases.seconds = 0.1
-        databases.failures["down"] = lambda: ConnectionRefusedError("no database")
-        retry, faults = RetryPolicy(attempts=3, base=1), Faults(breaker_after=2, messages=2)
-        options: dict[str, Any] = {"context": Tenant, "resources": databases, "retry": retry, "faults": faults}
-        async with consumer(world, recorded.telemetry(), concurrency=Concurrency(total=4), **options):
-            world.send_orders("1", "2", "3", tenant="a")
-            world.send_orders("bad-1", "bad-2", "bad-3", tenant="bad")
-            world.send_orders("4", tenant="down")
-            await asyncio.sleep(2)
-            world.send_orders(*map(str, range(10, 20)), tenant="b", seconds=60)
-            await asyncio.sleep(3)
-            now = recorded.metrics()
-            assert recorded.value("postroom.slots.limit", **_queue()) == 4
-            assert recorded.value("postroom.slots.used", **_queue()) == 4
-            assert recorded.value("postroom.handlers.succeeded", **_queue()) == 3
-            assert recorded.value("postroom.settlements", postroom__settlement="acked") == 3
-            assert recorded.value("postroom.failures", error__type="ValueError") >= 3
-            assert recorded.value("postroom.failures", error__type="ResourceOpenError") >= 1
-            assert recorded.value("postroom.outages", **_queue()) == 1
-            assert recorded.value("postroom.breakers", **_queue()) == 1
-            assert recorded.value("postroom.waiting", postroom__state="slot") >= 5
-            assert recorded.value("postroom.message.wait.oldest", **_queue()) > 2
-            assert recorded.value("postroom.consumers", **_queue()) == 1
-            assert recorded.value("messaging.client.consumed.messages", **_queue()) >= 17
-            processes = {labels.get("error.type"): value for labels, value in now["messaging.process.duration"]}
-            assert processes[None][0] == 3
-            assert processes["ValueError"][0] >= 3
-            assert now["postroom.message.wait"][0][1][0] == 3 + 4 + processes["ValueError"][0]
-            assert now["postroom.lease.duration"][0][1][0] >= 3
-            assert now["postroom.resource.open.duration"][0][1] == (3, pytest.approx(0.3, abs=0.05))
-            assert recorded.value("postroom.pool.live", postroom__pool="orders") == 3
-            assert recorded.value("postroom.pool.open.failed", postroom__pool="orders") >= 1
-            assert recorded.value("messaging.client.operation.duration", messaging__operation__name="receive")[0] >= 2
-        produced = recorded.metrics().keys()
-        assert produced >= {
-            each.name for each in names.INSTRUMENTS if not each.name.startswith(("postroom.tenant.", "postroom.fleet."))
-        } - {
-            "messaging.client.sent.messages",  # nothing was sent
-            *(each.name for each in [*names.POOL_COUNTERS.values(), *names.POOL_GAUGES.values()]),  # it is closed
-            *(each.name for each in names.GAUGES.values()),
-            names.WAITING.name,
-        }
-
-    in_world(scenario)
+    world.create(dead_letters="dead", receives=5)
+    databases = Databases()
+    databases.seconds = 0.1
+    databases.failures["down"] = lambda: ConnectionRefusedError("no database")
+    retry, faults = RetryPolicy(attempts=3, base=1), Faults(breaker_after=2, messages=2)
+    options: dict[str, Any] = {"context": Tenant, "resources": databases, "retry": retry, "faults": faults}
+    async with consumer(world, recorded.telemetry(), concurrency=Concurrency(total=4), **options):
+        world.send_orders("1", "2", "3", tenant="a")
+        world.send_orders("bad-1", "bad-2", "bad-3", tenant="bad")
+        world.send_orders("4", tenant="down")
+        await asyncio.sleep(2)
+        world.send_orders(*map(str, range(10, 20)), tenant="b", seconds=60)
+        await asyncio.sleep(3)
+        now = recorded.metrics()
+        assert recorded.value("postroom.slots.limit", **_queue()) == 4
+        assert recorded.value("postroom.slots.used", **_queue()) == 4
+        assert recorded.value("postroom.handlers.succeeded", **_queue()) == 3
+        assert recorded.value("postroom.settlements", postroom__settlement="acked") == 3
+        assert recorded.value("postroom.failures", error__type="ValueError") >= 3
+        assert recorded.value("postroom.failures", error__type="ResourceOpenError") >= 1
+        assert recorded.value("postroom.outages", **_queue()) == 1
+        assert recorded.value("postroom.breakers", **_queue()) == 1
+        assert recorded.value("postroom.waiting", postroom__state="slot") >= 5
+        assert recorded.value("postroom.message.wait.oldest", **_queue()) > 2
+        assert recorded.value("postroom.consumers", **_queue()) == 1
+        assert recorded.value("messaging.client.consumed.messages", **_queue()) >= 17
+        processes = {labels.get("error.type"): value for labels, value in now["messaging.process.duration"]}
+        assert processes[None][0] == 3
+        assert processes["ValueError"][0] >= 3
+        assert now["postroom.message.wait"][0][1][0] == 3 + 4 + processes["ValueError"][0]
+        assert now["postroom.lease.duration"][0][1][0] >= 3
+        assert now["postroom.resource.open.duration"][0][1] == (3, pytest.approx(0.3, abs=0.05))
+        assert recorded.value("postroom.pool.live", postroom__pool="orders") == 3
+        assert recorded.value("postroom.pool.open.failed", postroom__pool="orders") >= 1
+        assert recorded.value("messaging.client.operation.duration", messaging__operation__name="receive")[0] >= 2
+    produced = recorded.metrics().keys()
+    assert produced >= {
+        each.name for each in names.INSTRUMENTS if not each.name.startswith(("postroom.tenant.", "postroom.fleet."))
+    } - {
+        "messaging.client.sent.messages",  # nothing was sent
+        *(each.name for each in [*names.POOL_COUNTERS.values(), *names.POOL_GAUGES.values()]),  # it is closed
+        *(each.name for each in names.GAUGES.values()),
+        names.WAITING.name,
+    }
 
 
 def _queue() -> dict[str, str]:
     return {"messaging__destination__name": "orders"}
 
 
-def test_a_fleet_has_its_metrics(recorded: Recorded) -> None:
+@with_world
+async def test_a_fleet_has_its_metrics(world: World, recorded: Recorded) -> None:
     """Slots of two consumers are added up, replicas are not; without the store both are degraded."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        state, telemetry = FaultyState(), recorded.telemetry()
-        world.send_orders(*map(str, range(60)), tenant="a", seconds=2.0)
-        one, two = (
-            replica(world, Diary(), Fleet(state, per_tenant=3), name, observers=[telemetry]) for name in ("one", "two")
-        )
-        async with one, two:
-            await asyncio.sleep(8)
-            assert _of_fleet(recorded, "postroom.fleet.replicas") == 2
-            assert _of_fleet(recorded, "postroom.fleet.slots") == 3
-            assert _of_fleet(recorded, "postroom.fleet.exchanges") >= 10
-            assert _of_fleet(recorded, "postroom.fleet.degraded") == 0
-            state.gone = True
-            await asyncio.sleep(40)
-            assert _of_fleet(recorded, "postroom.fleet.degraded") == 2
-            assert _of_fleet(recorded, "postroom.fleet.exchanges.failed") >= 4
-            assert _of_fleet(recorded, "postroom.fleet.exchange.age") > 30
-
-    in_world(scenario)
+    world.create()
+    state, telemetry = FaultyState(), recorded.telemetry()
+    world.send_orders(*map(str, range(60)), tenant="a", seconds=2.0)
+    one, two = (
+        replica(world, Diary(), Fleet(state, per_tenant=3), name, observers=[telemetry]) for name in ("one", "two")
+    )
+    async with one, two:
+        await asyncio.sleep(8)
+        assert _of_fleet(recorded, "postroom.fleet.replicas") == 2
+        assert _of_fleet(recorded, "postroom.fleet.slots") == 3
+        assert _of_fleet(recorded, "postroom.fleet.exchanges") >= 10
+        assert _of_fleet(recorded, "postroom.fleet.degraded") == 0
+        state.gone = True
+        await asyncio.sleep(40)
+        assert _of_fleet(recorded, "postroom.fleet.degraded") == 2
+        assert _of_fleet(recorded, "postroom.fleet.exchanges.failed") >= 4
+        assert _of_fleet(recorded, "postroom.fleet.exchange.age") > 30
 
 
 def _of_fleet(recorded: Recorded, name: str) -> Any:
     return recorded.value(name, postroom__fleet__name="orders")
 
 
-def test_no_metric_names_a_tenant_by_default(recorded: Recorded) -> None:
+@with_world
+async def test_no_metric_names_a_tenant_by_default(world: World, recorded: Recorded) -> None:
     """Each name is a time series, and tenants are many."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with consumer(world, recorded.telemetry(), context=Tenant):
-            world.send_orders("1", tenant="acme")
-            await asyncio.sleep(1)
-        assert "acme" not in repr(recorded.metrics())
-
-    in_world(scenario)
+    world.create()
+    async with consumer(world, recorded.telemetry(), context=Tenant):
+        world.send_orders("1", tenant="acme")
+        await asyncio.sleep(1)
+    assert "acme" not in repr(recorded.metrics())
 
 
 def test_a_consumer_without_observers_makes_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,43 +325,39 @@ def test_a_consumer_without_observers_makes_no_event(monkeypatch: pytest.MonkeyP
     assert made.count("HandlerStarted") == 3
 
 
-def test_counters_go_on_when_a_consumer_is_started_again(recorded: Recorded) -> None:
+@with_world
+async def test_counters_go_on_when_a_consumer_is_started_again(world: World, recorded: Recorded) -> None:
     """Its statistics begin at 0 again; the counters of a process do not."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = consumer(world, recorded.telemetry())
-        for run in range(1, 4):
-            async with orders:
-                world.send_orders("1", "2")
-                await asyncio.sleep(1)
-                assert recorded.value("postroom.handlers.succeeded", **_queue()) == 2 * run
-            assert recorded.value("postroom.handlers.succeeded", **_queue()) == 2 * run
-            assert recorded.value("postroom.consumers", **_queue()) == 0
-        assert "postroom.slots.used" not in recorded.metrics()  # no consumer, no gauge
-
-    in_world(scenario)
-
-
-def test_two_consumers_of_a_queue_are_summed_and_a_shared_pool_is_told_once(recorded: Recorded) -> None:
-    """The labels name the queue and the pool, so a process tells one number of each."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        telemetry = recorded.telemetry()
-        pool = ResourcePool(Databases(), name="databases")
-        options: dict[str, Any] = {"context": Tenant, "resources": pool, "concurrency": Concurrency(total=5)}
-        async with consumer(world, telemetry, **options), consumer(world, telemetry, **options):
-            world.send_orders("1", "2", "3")
+    world.create()
+    orders = consumer(world, recorded.telemetry())
+    for run in range(1, 4):
+        async with orders:
+            world.send_orders("1", "2")
             await asyncio.sleep(1)
-            assert recorded.value("postroom.slots.limit", **_queue()) == 10
-            assert recorded.value("postroom.handlers.succeeded", **_queue()) == 3
-            assert recorded.value("postroom.consumers", **_queue()) == 2
-            assert recorded.metrics()["postroom.pool.opened"] == [({"postroom.pool": "databases"}, 1)]
-            [(_, (opened, _seconds))] = recorded.metrics()["postroom.resource.open.duration"]
-            assert opened == 1
+            assert recorded.value("postroom.handlers.succeeded", **_queue()) == 2 * run
+        assert recorded.value("postroom.handlers.succeeded", **_queue()) == 2 * run
+        assert recorded.value("postroom.consumers", **_queue()) == 0
+    assert "postroom.slots.used" not in recorded.metrics()  # no consumer, no gauge
 
-    in_world(scenario)
+
+@with_world
+async def test_two_consumers_of_a_queue_are_summed_and_a_shared_pool_is_told_once(
+    world: World, recorded: Recorded
+) -> None:
+    """The labels name the queue and the pool, so a process tells one number of each."""
+    world.create()
+    telemetry = recorded.telemetry()
+    pool = ResourcePool(Databases(), name="databases")
+    options: dict[str, Any] = {"context": Tenant, "resources": pool, "concurrency": Concurrency(total=5)}
+    async with consumer(world, telemetry, **options), consumer(world, telemetry, **options):
+        world.send_orders("1", "2", "3")
+        await asyncio.sleep(1)
+        assert recorded.value("postroom.slots.limit", **_queue()) == 10
+        assert recorded.value("postroom.handlers.succeeded", **_queue()) == 3
+        assert recorded.value("postroom.consumers", **_queue()) == 2
+        assert recorded.metrics()["postroom.pool.opened"] == [({"postroom.pool": "databases"}, 1)]
+        [(_, (opened, _seconds))] = recorded.metrics()["postroom.resource.open.duration"]
+        assert opened == 1
 
 
 def test_collecting_in_another_thread_meets_no_error(recorded: Recorded, caplog: pytest.LogCaptureFixture) -> None:
@@ -449,23 +433,20 @@ def labels(busiest: Busiest) -> set[str]:
     return {label for label, _ in busiest.figures()}
 
 
-def test_the_busiest_tenants_have_a_label_and_the_others_share_one(recorded: Recorded) -> None:
+@with_world
+async def test_the_busiest_tenants_have_a_label_and_the_others_share_one(world: World, recorded: Recorded) -> None:
     """With their messages, failures, handler seconds and waits."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        telemetry = recorded.telemetry(tenants=TopTenants(2))
-        retry = RetryPolicy(base=1_000, cap=1_000)
-        async with consumer(world, telemetry, retry=retry, context=lambda message: message.attributes["tenantId"]):
-            for tenant in ("a", "b", "c", "d"):
-                world.send_orders("1", "bad-2", tenant=tenant, seconds=0.25)
-                await asyncio.sleep(1)
-        assert recorded.value("postroom.tenant.messages", postroom__tenant="a") == 2
-        assert recorded.value("postroom.tenant.failures", postroom__tenant="b") == 1
-        assert recorded.value("postroom.tenant.messages", postroom__tenant=OTHER) == 4
-        assert recorded.value("postroom.tenant.handler.time", postroom__tenant=OTHER) == pytest.approx(1.0, abs=0.01)
-
-    in_world(scenario)
+    world.create()
+    telemetry = recorded.telemetry(tenants=TopTenants(2))
+    retry = RetryPolicy(base=1_000, cap=1_000)
+    async with consumer(world, telemetry, retry=retry, context=lambda message: message.attributes["tenantId"]):
+        for tenant in ("a", "b", "c", "d"):
+            world.send_orders("1", "bad-2", tenant=tenant, seconds=0.25)
+            await asyncio.sleep(1)
+    assert recorded.value("postroom.tenant.messages", postroom__tenant="a") == 2
+    assert recorded.value("postroom.tenant.failures", postroom__tenant="b") == 1
+    assert recorded.value("postroom.tenant.messages", postroom__tenant=OTHER) == 4
+    assert recorded.value("postroom.tenant.handler.time", postroom__tenant=OTHER) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_tenant_that_becomes_much_busier_takes_a_place_at_the_next_review() -> None:

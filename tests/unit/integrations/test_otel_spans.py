@@ -29,7 +29,7 @@ from postroom.integrations.otel.propagation import extract, xray_context
 from postroom.payloads import SnsEnvelope, unwrap_cloudevents, unwrap_sns
 from support.envelopes import CLOUD_EVENT, sns
 from support.telemetry import Recorded
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 XRAY = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
@@ -428,22 +428,19 @@ def test_a_wrong_number_of_tenants_says_what_to_write(wrong: dict[str, Any]) -> 
         TopTenants(**wrong)
 
 
-def test_without_an_sdk_it_does_nothing_and_costs_little() -> None:
+@with_world
+async def test_without_an_sdk_it_does_nothing_and_costs_little(world: World) -> None:
     """The API alone is installed with the extra: no SDK, no exporter, no error."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        pool = ResourcePool(Databases())
-        orders: Consumer[Any, Any] = Consumer(
-            "orders", context=Tenant, resources=pool, client=world.client, observers=[Telemetry()]
-        )
-        orders.handler(fine)
-        async with orders:
-            world.send_orders("1", "2")
-            await asyncio.sleep(1)
-            assert orders.statistics().succeeded == 2
-
-    in_world(scenario)
+    world.create()
+    pool = ResourcePool(Databases())
+    orders: Consumer[Any, Any] = Consumer(
+        "orders", context=Tenant, resources=pool, client=world.client, observers=[Telemetry()]
+    )
+    orders.handler(fine)
+    async with orders:
+        world.send_orders("1", "2")
+        await asyncio.sleep(1)
+        assert orders.statistics().succeeded == 2
 
 
 def test_nothing_is_logged_by_a_day_of_work(recorded: Recorded, caplog: pytest.LogCaptureFixture) -> None:

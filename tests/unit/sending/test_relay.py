@@ -21,7 +21,7 @@ from postroom import (
 from postroom.sending import Relayed, relay
 from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.transports.memory import MemoryQueue
-from support.world import World, in_world
+from support.world import World, in_world, with_world
 
 
 async def _all(world: World, queue: str) -> list[Message]:
@@ -191,29 +191,26 @@ def test_under_faults_nothing_is_lost(seed: int) -> None:
     in_world(scenario, seed=seed)
 
 
-def test_the_order_of_each_group_is_kept() -> None:
+@with_world
+async def test_the_order_of_each_group_is_kept(world: World) -> None:
     """On FIFO queues, although entries are refused meanwhile."""
-
-    async def scenario(world: World) -> None:
-        world.create("here.fifo", FifoQueue="true")
-        world.create("there.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        for number in range(30):
-            message = OutgoingMessage(body=str(number), group_id="abc"[number % 3], deduplication_id=str(number))
-            await _put(world, "here.fifo", message)
-        client = FaultyClient(world.client, Random(3), ClientFaults(refused=0.3))
-        assert await relay("here.fifo", "there.fifo", client=client) == Relayed(30, 0)
-        async with world.client:
-            queue = await world.client.queue("there.fifo")
-            found: list[Message] = []
-            while batch := await queue.receive(limit=10, wait=0, visibility=3600):
-                found += batch
-                await queue.delete([message.receipt_handle for message in batch])
-        for group in "abc":
-            bodies = [int(message.body) for message in found if message.group_id == group]
-            assert bodies == sorted(bodies)
-            assert len(bodies) == 10
-
-    in_world(scenario)
+    world.create("here.fifo", FifoQueue="true")
+    world.create("there.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    for number in range(30):
+        message = OutgoingMessage(body=str(number), group_id="abc"[number % 3], deduplication_id=str(number))
+        await _put(world, "here.fifo", message)
+    client = FaultyClient(world.client, Random(3), ClientFaults(refused=0.3))
+    assert await relay("here.fifo", "there.fifo", client=client) == Relayed(30, 0)
+    async with world.client:
+        queue = await world.client.queue("there.fifo")
+        found: list[Message] = []
+        while batch := await queue.receive(limit=10, wait=0, visibility=3600):
+            found += batch
+            await queue.delete([message.receipt_handle for message in batch])
+    for group in "abc":
+        bodies = [int(message.body) for message in found if message.group_id == group]
+        assert bodies == sorted(bodies)
+        assert len(bodies) == 10
 
 
 async def _change(_: Message, copy: OutgoingMessage) -> OutgoingMessage:
@@ -260,28 +257,25 @@ def test_a_message_is_not_sent_to_the_queue_that_it_is_in() -> None:
     assert in_world(scenario) == (Relayed(0, 1), (1, 0))
 
 
-def test_wrong_arguments_are_refused() -> None:
+@with_world
+async def test_wrong_arguments_are_refused(world: World) -> None:
     """Before anything is received; a target that does not exist as well."""
-
-    async def scenario(world: World) -> None:
-        world.create("here")
-        world.send("x", queue="here")
-        wrongs: list[tuple[dict[str, Any], str]] = [
-            ({"limit": 0}, "from 1"),
-            ({"wait": 0}, "1 to 20"),
-            ({"parallel": True}, "from 1"),
-            ({"change": 1}, "function"),
-            ({"change": _change}, "_change is async"),
-        ]
-        for wrong, text in wrongs:
-            with pytest.raises(ConfigurationError, match=text):
-                await relay("here", "there", client=world.client, **wrong)
-        with pytest.raises(ConfigurationError, match="name, URL or ARN"):
-            await relay("here", "", client=world.client)
-        with pytest.raises(ConfigurationError, match="relay\\(target\\) is the source itself"):
-            await relay("here", "here", client=world.client)
-        with pytest.raises(QueueNotFound):
-            await relay("here", "there", client=world.client)
-        assert world.counts("here") == (1, 0)
-
-    in_world(scenario)
+    world.create("here")
+    world.send("x", queue="here")
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"limit": 0}, "from 1"),
+        ({"wait": 0}, "1 to 20"),
+        ({"parallel": True}, "from 1"),
+        ({"change": 1}, "function"),
+        ({"change": _change}, "_change is async"),
+    ]
+    for wrong, text in wrongs:
+        with pytest.raises(ConfigurationError, match=text):
+            await relay("here", "there", client=world.client, **wrong)
+    with pytest.raises(ConfigurationError, match="name, URL or ARN"):
+        await relay("here", "", client=world.client)
+    with pytest.raises(ConfigurationError, match="relay\\(target\\) is the source itself"):
+        await relay("here", "here", client=world.client)
+    with pytest.raises(QueueNotFound):
+        await relay("here", "there", client=world.client)
+    assert world.counts("here") == (1, 0)

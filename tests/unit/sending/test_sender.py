@@ -42,7 +42,7 @@ from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
 from support.bodies import message as a_message
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 class Item(BaseModel):
@@ -610,25 +610,22 @@ def test_a_transform_changes_what_is_signed_and_sent() -> None:
     assert in_world(scenario) == "pointer"
 
 
-def test_a_sender_is_opened_before_it_is_used_and_again_after() -> None:
+@with_world
+async def test_a_sender_is_opened_before_it_is_used_and_again_after(world: World) -> None:
     """By several users at once; the last one closes it."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        sender = Sender("orders", client=world.client)
-        with pytest.raises(NotOpenError, match="async with sender"):
-            await sender.send("x")
-        async with sender:
-            async with sender:
-                await sender.send("x")
-            await sender.send("x")
+    world.create()
+    sender = Sender("orders", client=world.client)
+    with pytest.raises(NotOpenError, match="async with sender"):
+        await sender.send("x")
+    async with sender:
         async with sender:
             await sender.send("x")
-        with pytest.raises(NotOpenError):
-            await sender.send("x")
-        assert world.counts() == (3, 0)
-
-    in_world(scenario)
+        await sender.send("x")
+    async with sender:
+        await sender.send("x")
+    with pytest.raises(NotOpenError):
+        await sender.send("x")
+    assert world.counts() == (3, 0)
 
 
 class Refusing:
