@@ -25,7 +25,7 @@ from postroom import (
     ValidationError,
 )
 from postroom.local.shapes import AttributeValue, Send
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant, Database]
 SECRET = "s3cr3t-4711"
@@ -390,22 +390,19 @@ def test_a_pool_that_is_closed_fails_messages_not_the_consumer() -> None:
     assert type(failure.error).__name__ == "ClosedError"
 
 
-def test_a_queue_that_does_not_exist_is_told_at_start() -> None:
+@with_world
+async def test_a_queue_that_does_not_exist_is_told_at_start(world: World) -> None:
     """Before anything runs."""
+    orders = Consumer("nowhere", client=world.client)
 
-    async def scenario(world: World) -> None:
-        orders = Consumer("nowhere", client=world.client)
+    @orders.handler
+    async def record(order: dict[str, Any], ctx: MessageContext) -> None: ...
 
-        @orders.handler
-        async def record(order: dict[str, Any], ctx: MessageContext) -> None: ...
-
-        with pytest.raises(QueueNotFound, match="nowhere"):
-            await orders.run()
-        assert not orders.running
-        with pytest.raises(NotOpenError):
-            await orders.wait_for_stop()
-
-    in_world(scenario)
+    with pytest.raises(QueueNotFound, match="nowhere"):
+        await orders.run()
+    assert not orders.running
+    with pytest.raises(NotOpenError):
+        await orders.wait_for_stop()
 
 
 def test_wrong_messages_do_not_delay_good_ones() -> None:

@@ -13,7 +13,7 @@ from postroom.errors import AccessDenied, ServiceUnavailable
 from postroom.tasks import Tasks
 from postroom.testing.loop import settle
 from postroom.transports.memory import MemoryClient
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 WAIT = 20.0
 LIMIT = 2 * WAIT + SLACK
@@ -91,179 +91,154 @@ def _phases(text: str) -> list[Phase]:
     return [Phase(word) for word in text.split()]
 
 
-def test_a_start_under_way_is_live_and_not_ready() -> None:
+@with_world
+async def test_a_start_under_way_is_live_and_not_ready(world: World) -> None:
     """It waits for its queue to be opened."""
+    world.create()
+    client = MemoryClient(world.broker)
+    may_open = asyncio.Event()
+    opens = client.queue
 
-    async def scenario(world: World) -> None:
-        world.create()
-        client = MemoryClient(world.broker)
-        may_open = asyncio.Event()
-        opens = client.queue
+    async def slowly(name: str) -> Any:
+        await may_open.wait()
+        return await opens(name)
 
-        async def slowly(name: str) -> Any:
-            await may_open.wait()
-            return await opens(name)
+    client.queue = slowly  # type: ignore[method-assign]
+    orders = consumer(world, client=client)
+    starting = asyncio.create_task(orders.__aenter__(), name="start")
+    await settle()
+    health = orders.health()
+    assert (health.phase, health.live, health.ready) == (Phase.STARTING, True, False)
+    assert health.reasons == ("it is starting",)
+    may_open.set()
+    await starting
+    await settle()
+    assert orders.health().ready
+    await orders.end()
 
-        client.queue = slowly  # type: ignore[method-assign]
-        orders = consumer(world, client=client)
-        starting = asyncio.create_task(orders.__aenter__(), name="start")
+
+@with_world
+async def test_an_idle_queue_is_healthy_for_as_long_as_it_is_idle(world: World) -> None:
+    """Long polls that bring nothing are answers."""
+    world.create()
+    async with consumer(world, polling=Polling(wait=WAIT)) as orders:
+        for _ in range(200):
+            await asyncio.sleep(5)
+            assert orders.health().ready, orders.health()
+
+
+@with_world
+async def test_a_full_consumer_that_asks_for_nothing_is_healthy(world: World) -> None:
+    """All slots are taken for an hour, and there is no room: that SQS has not answered for so long says nothing."""
+    world.create()
+    world.send_orders(*map(str, range(50)), seconds=3_600)
+    options = {"concurrency": Concurrency(total=2), "polling": Polling(prefetch=0, scout=False)}
+    async with consumer(world, shutdown=Shutdown(drain=0, cancel=1), **options) as orders:
+        await asyncio.sleep(3_000)
+        health = orders.health()
+        assert health.ready
+        assert health.last_poll_age is not None
+        assert health.last_poll_age > LIMIT
+
+
+@with_world
+async def test_the_outage_of_a_tenant_is_no_reason_to_be_unready(world: World) -> None:
+    """Another tenant's database is down; the consumer goes on with the others."""
+    world.create()
+    databases = Databases()
+    databases.failures["down"] = lambda: ConnectionRefusedError("no database")
+    async with consumer(world, context=Tenant, resources=databases) as orders:
+        world.send_orders(*map(str, range(30)), tenant="down")
+        world.send_orders("1", tenant="a")
+        await asyncio.sleep(300)
+        assert orders.statistics().failed["ResourceOpenError"] > 0
+        assert orders.health().ready
+
+
+@with_world
+async def test_receives_that_fail_make_it_unready_after_two_long_polls_and_ready_again_at_the_first_answer(
+    world: World,
+) -> None:
+    """A short outage of SQS is not worth a word, a long one is; it never calls for a restart."""
+    world.create()
+    client = Mood(world)
+    async with consumer(world, client=client, polling=Polling(wait=WAIT, max_backoff=5)) as orders:
+        await asyncio.sleep(30)
+        client.error = ServiceUnavailable("secret-host is down", operation="ReceiveMessage", code="503")
+        await asyncio.sleep(10 + LIMIT - 1)  # the long poll that is out still ends well
+        assert orders.health().ready
+        await asyncio.sleep(12)
+        health = orders.health()
+        assert (health.ready, health.live, health.started) == (False, True, True)
+        [reason] = health.reasons
+        assert reason.startswith("receives have failed for ")
+        assert reason.endswith(" s (ServiceUnavailable)")
+        client.error = None
+        await asyncio.sleep(30)
+        assert orders.health().ready
+
+
+@with_world
+async def test_a_first_receive_that_is_refused_makes_it_unready_at_once(world: World) -> None:
+    """A deployment without the permission to receive must not pass for one that works."""
+    world.create()
+    client = Mood(world)
+    client.error = AccessDenied("no", operation="ReceiveMessage", code="AccessDenied")
+    async with consumer(world, client=client) as orders:
         await settle()
         health = orders.health()
-        assert (health.phase, health.live, health.ready) == (Phase.STARTING, True, False)
-        assert health.reasons == ("it is starting",)
-        may_open.set()
-        await starting
-        await settle()
-        assert orders.health().ready
-        await orders.end()
-
-    in_world(scenario)
+        assert (health.ready, health.live, health.started) == (False, True, False)
+        assert health.reasons == ("receives have failed for 0 s (AccessDenied)",)
 
 
-def test_an_idle_queue_is_healthy_for_as_long_as_it_is_idle() -> None:
-    """Long polls that bring nothing are answers."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with consumer(world, polling=Polling(wait=WAIT)) as orders:
-            for _ in range(200):
-                await asyncio.sleep(5)
-                assert orders.health().ready, orders.health()
-
-    in_world(scenario)
-
-
-def test_a_full_consumer_that_asks_for_nothing_is_healthy() -> None:
-    """All slots are taken for an hour, and there is no room: that SQS has not answered for so long says nothing."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        world.send_orders(*map(str, range(50)), seconds=3_600)
-        options = {"concurrency": Concurrency(total=2), "polling": Polling(prefetch=0, scout=False)}
-        async with consumer(world, shutdown=Shutdown(drain=0, cancel=1), **options) as orders:
-            await asyncio.sleep(3_000)
-            health = orders.health()
-            assert health.ready
-            assert health.last_poll_age is not None
-            assert health.last_poll_age > LIMIT
-
-    in_world(scenario)
-
-
-def test_the_outage_of_a_tenant_is_no_reason_to_be_unready() -> None:
-    """Another tenant's database is down; the consumer goes on with the others."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        databases = Databases()
-        databases.failures["down"] = lambda: ConnectionRefusedError("no database")
-        async with consumer(world, context=Tenant, resources=databases) as orders:
-            world.send_orders(*map(str, range(30)), tenant="down")
-            world.send_orders("1", tenant="a")
-            await asyncio.sleep(300)
-            assert orders.statistics().failed["ResourceOpenError"] > 0
-            assert orders.health().ready
-
-    in_world(scenario)
-
-
-def test_receives_that_fail_make_it_unready_after_two_long_polls_and_ready_again_at_the_first_answer() -> None:
-    """A short outage of SQS is not worth a word, a long one is; it never calls for a restart."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        client = Mood(world)
-        async with consumer(world, client=client, polling=Polling(wait=WAIT, max_backoff=5)) as orders:
-            await asyncio.sleep(30)
-            client.error = ServiceUnavailable("secret-host is down", operation="ReceiveMessage", code="503")
-            await asyncio.sleep(10 + LIMIT - 1)  # the long poll that is out still ends well
-            assert orders.health().ready
-            await asyncio.sleep(12)
-            health = orders.health()
-            assert (health.ready, health.live, health.started) == (False, True, True)
-            [reason] = health.reasons
-            assert reason.startswith("receives have failed for ")
-            assert reason.endswith(" s (ServiceUnavailable)")
-            client.error = None
-            await asyncio.sleep(30)
-            assert orders.health().ready
-
-    in_world(scenario)
-
-
-def test_a_first_receive_that_is_refused_makes_it_unready_at_once() -> None:
-    """A deployment without the permission to receive must not pass for one that works."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        client = Mood(world)
-        client.error = AccessDenied("no", operation="ReceiveMessage", code="AccessDenied")
-        async with consumer(world, client=client) as orders:
-            await settle()
-            health = orders.health()
-            assert (health.ready, health.live, health.started) == (False, True, False)
-            assert health.reasons == ("receives have failed for 0 s (AccessDenied)",)
-
-    in_world(scenario)
-
-
-def test_a_receive_without_an_answer_makes_it_unready() -> None:
+@with_world
+async def test_a_receive_without_an_answer_makes_it_unready(world: World) -> None:
     """The connection hangs, and no error says so."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        client = Mood(world)
-        async with consumer(world, client=client, polling=Polling(wait=WAIT), shutdown=Shutdown(poll=1)) as orders:
-            await asyncio.sleep(WAIT - 1)
-            client.hangs = True
-            await asyncio.sleep(LIMIT)
-            assert orders.health().ready
-            await asyncio.sleep(3)
-            [reason] = orders.health().reasons
-            assert reason == f"SQS has not answered a receive for {LIMIT + 2:.0f} s"
-            assert orders.health().live
-
-    in_world(scenario)
+    world.create()
+    client = Mood(world)
+    async with consumer(world, client=client, polling=Polling(wait=WAIT), shutdown=Shutdown(poll=1)) as orders:
+        await asyncio.sleep(WAIT - 1)
+        client.hangs = True
+        await asyncio.sleep(LIMIT)
+        assert orders.health().ready
+        await asyncio.sleep(3)
+        [reason] = orders.health().reasons
+        assert reason == f"SQS has not answered a receive for {LIMIT + 2:.0f} s"
+        assert orders.health().live
 
 
-def test_a_poller_that_was_cancelled_from_outside_makes_it_dead() -> None:
+@with_world
+async def test_a_poller_that_was_cancelled_from_outside_makes_it_dead(world: World) -> None:
     """Code that cancels all tasks of the loop leaves no error behind, only silence."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with consumer(world) as orders:
-            await settle()
-            [poller] = [task for task in asyncio.all_tasks() if task.get_name() == "postroom-poller-0"]
-            poller.cancel()
-            await settle()
-            health = orders.health()
-            assert (health.live, health.ready) == (False, False)
-            assert health.reasons == ("its task postroom-poller-0 ended",)
-
-    in_world(scenario)
-
-
-def test_a_consumer_that_was_ended_by_an_error_stays_dead() -> None:
-    """Also after its block was left: only a restart helps, and the reason names no more than the error's type."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client)
-
-        @orders.handler
-        async def handle(body: dict[str, Any], ctx: MessageContext[Any, Any]) -> None:
-            raise SystemExit("secret")
-
-        await orders.__aenter__()
-        world.send({})
-        await orders.wait_for_stop()
-        assert orders.health().reasons == ("it was ended by SystemExit", "it is stopping")
-        assert isinstance(await orders.end(), SystemExit)
+    world.create()
+    async with consumer(world) as orders:
+        await settle()
+        [poller] = [task for task in asyncio.all_tasks() if task.get_name() == "postroom-poller-0"]
+        poller.cancel()
+        await settle()
         health = orders.health()
         assert (health.live, health.ready) == (False, False)
-        assert health.reasons == ("it was ended by SystemExit", "it is stopped")
+        assert health.reasons == ("its task postroom-poller-0 ended",)
 
-    in_world(scenario)
+
+@with_world
+async def test_a_consumer_that_was_ended_by_an_error_stays_dead(world: World) -> None:
+    """Also after its block was left: only a restart helps, and the reason names no more than the error's type."""
+    world.create()
+    orders: Consumer[Any, Any] = Consumer("orders", client=world.client)
+
+    @orders.handler
+    async def handle(body: dict[str, Any], ctx: MessageContext[Any, Any]) -> None:
+        raise SystemExit("secret")
+
+    await orders.__aenter__()
+    world.send({})
+    await orders.wait_for_stop()
+    assert orders.health().reasons == ("it was ended by SystemExit", "it is stopping")
+    assert isinstance(await orders.end(), SystemExit)
+    health = orders.health()
+    assert (health.live, health.ready) == (False, False)
+    assert health.reasons == ("it was ended by SystemExit", "it is stopped")
 
 
 async def test_a_loop_that_is_blocked_is_dead_to_who_asks_from_another_thread() -> None:

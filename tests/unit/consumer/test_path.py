@@ -23,7 +23,7 @@ from postroom import (
     Settlement,
     current_message,
 )
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant, Database]
 
@@ -502,27 +502,24 @@ def test_a_pool_that_was_not_entered_is_opened_and_closed_by_its_consumers() -> 
     assert in_world(scenario) == ["open a", "close a"]
 
 
-def test_a_pool_that_you_entered_stays_yours() -> None:
+@with_world
+async def test_a_pool_that_you_entered_stays_yours(world: World) -> None:
     """The consumer leaves it open: another user, such as a web route, still has it."""
+    world.create()
+    databases = Databases()
+    async with ResourcePool(databases) as pool:
+        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        databases = Databases()
-        async with ResourcePool(databases) as pool:
-            orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+        @orders.handler
+        async def record(order: Order, ctx: Ctx) -> None:
+            ctx.resources.write(order.order_id)
 
-            @orders.handler
-            async def record(order: Order, ctx: Ctx) -> None:
-                ctx.resources.write(order.order_id)
-
-            world.send_orders("1")
-            await consumed(orders, seconds=5)
-            assert databases.made[0].open
-            async with pool.lease(Tenant("a")) as database:
-                assert database.rows == ["1"]
-        assert not databases.made[0].open
-
-    in_world(scenario)
+        world.send_orders("1")
+        await consumed(orders, seconds=5)
+        assert databases.made[0].open
+        async with pool.lease(Tenant("a")) as database:
+            assert database.rows == ["1"]
+    assert not databases.made[0].open
 
 
 def test_an_async_function_with_cleanup_is_a_provider() -> None:

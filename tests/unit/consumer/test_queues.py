@@ -19,7 +19,7 @@ from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown
 from postroom.resources import ResourcePool
 from postroom.transports.memory import MemoryClient
 from postroom.types import Settlement, StopReason
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
 
@@ -741,17 +741,14 @@ def test_a_fleet_over_several_queues_needs_a_name() -> None:
     Consumer(queues=["a", "b"], context=Tenant, fleet=Fleet("valkey://cache:6379", per_tenant=2, name="sales"))
 
 
-def test_two_names_of_one_queue_are_refused() -> None:
+@with_world
+async def test_two_names_of_one_queue_are_refused(world: World) -> None:
     """A name and the URL of the same queue would consume it twice."""
-
-    async def scenario(world: World) -> None:
-        world.create("a")
-        async with world.client as client:
-            url = (await client.queue("a")).info.url
-        with pytest.raises(ConfigurationError, match="twice"):
-            await consumer_of(world, ["a", url], Diary()).__aenter__()
-
-    in_world(scenario)
+    world.create("a")
+    async with world.client as client:
+        url = (await client.queue("a")).info.url
+    with pytest.raises(ConfigurationError, match="twice"):
+        await consumer_of(world, ["a", url], Diary()).__aenter__()
 
 
 Receive = Callable[..., Awaitable[list[Message]]]
@@ -880,51 +877,45 @@ HUNG = [f"hung-{number}" for number in range(20)]
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_queues_that_take_long_to_open_hold_up_no_other(first: bool) -> None:
+@with_world
+async def test_queues_that_take_long_to_open_hold_up_no_other(world: World, first: bool) -> None:
     """They are there at the start, or listed later: the others are consumed within seconds, and they join later."""
     listed = [*HUNG, "a"] if first else ["a"]
-
-    async def scenario(world: World) -> None:
-        for name in (*HUNG, "a", "new"):
-            world.create(name)
-            send(world, name, 1)
-        client, diary = Hanging(world.client), Diary()
-        async with consumer_of(world, Queues(lambda: listed, every=10), diary, client=client) as consumer:
-            await diary.has(1, within=1)
-            assert consumer.health().ready
-            listed[:] = [*HUNG, "a", "new"]
-            await diary.has(2, within=16)
-            assert diary.by_queue() == {"a": 1, "new": 1}
-            await asyncio.sleep(5)  # the queues from the 17th on wait for room
-            assert sorted(client.asked) == sorted(HUNG)
-            if first:
-                assert f"{HUNG[0]} cannot be opened (TimeoutError)" in consumer.health().unreachable
-            listed.remove(HUNG[-1])
-            await asyncio.sleep(10)
-            client.gate.set()
-            await diary.has(21, within=1)
-            assert HUNG[-1] not in diary.by_queue()
-            assert consumer.health().unreachable == ()
-            client.gate.clear()
-            listed.append(HUNG[-1])
-            await asyncio.sleep(10)
-        assert [task.get_name() for task in asyncio.all_tasks() if "open" in task.get_name()] == []
-
-    in_world(scenario)
+    for name in (*HUNG, "a", "new"):
+        world.create(name)
+        send(world, name, 1)
+    client, diary = Hanging(world.client), Diary()
+    async with consumer_of(world, Queues(lambda: listed, every=10), diary, client=client) as consumer:
+        await diary.has(1, within=1)
+        assert consumer.health().ready
+        listed[:] = [*HUNG, "a", "new"]
+        await diary.has(2, within=16)
+        assert diary.by_queue() == {"a": 1, "new": 1}
+        await asyncio.sleep(5)  # the queues from the 17th on wait for room
+        assert sorted(client.asked) == sorted(HUNG)
+        if first:
+            assert f"{HUNG[0]} cannot be opened (TimeoutError)" in consumer.health().unreachable
+        listed.remove(HUNG[-1])
+        await asyncio.sleep(10)
+        client.gate.set()
+        await diary.has(21, within=1)
+        assert HUNG[-1] not in diary.by_queue()
+        assert consumer.health().unreachable == ()
+        client.gate.clear()
+        listed.append(HUNG[-1])
+        await asyncio.sleep(10)
+    assert [task.get_name() for task in asyncio.all_tasks() if "open" in task.get_name()] == []
 
 
-def test_a_start_that_is_given_up_opens_nothing_further() -> None:
+@with_world
+async def test_a_start_that_is_given_up_opens_nothing_further(world: World) -> None:
     """Also where it waits for a queue of a fixed list: no task is left."""
-
-    async def scenario(world: World) -> None:
-        world.create("hung")
-        consumer = consumer_of(world, ["hung"], Diary(), client=Hanging(world.client))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(60):
-                await consumer.__aenter__()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    in_world(scenario)
+    world.create("hung")
+    consumer = consumer_of(world, ["hung"], Diary(), client=Hanging(world.client))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(60):
+            await consumer.__aenter__()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 class Keeping(Wrapped):
@@ -949,47 +940,43 @@ class Keeping(Wrapped):
 
 
 @pytest.mark.parametrize("watched", [16, 1])
-def test_a_queue_that_answers_no_delete_does_not_fill_the_memory_of_the_others(watched: int) -> None:
+@with_world
+async def test_a_queue_that_answers_no_delete_does_not_fill_the_memory_of_the_others(
+    world: World, watched: int
+) -> None:
     """What is handled and not deleted stays here: it takes half of the memory at most, and goes on once it can."""
-
-    async def scenario(world: World) -> None:
-        world.create("keeps")
-        world.create("good")
-        for _ in range(200):
-            world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
-        client, diary = Keeping(world.client), Diary()
-        queues = Queues(["keeps", "good"], watched=watched, rest=2)
-        polling = Polling(memory=1 << 20)
-        async with consumer_of(world, queues, diary, client=client, polling=polling) as consumer:
-            await asyncio.sleep(5)
-            kept = diary.by_queue()["keeps"]
-            assert kept >= 50
-            for number in range(1, 20):
-                send(world, "good", 1)
-                await diary.has(kept + number, within=3)
-            assert diary.by_queue() == {"keeps": kept, "good": 19}
-            client.gate.set()
-            await diary.has(219, within=30)
-        assert consumer.statistics().held_bytes == 0
-
-    in_world(scenario)
+    world.create("keeps")
+    world.create("good")
+    for _ in range(200):
+        world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
+    client, diary = Keeping(world.client), Diary()
+    queues = Queues(["keeps", "good"], watched=watched, rest=2)
+    polling = Polling(memory=1 << 20)
+    async with consumer_of(world, queues, diary, client=client, polling=polling) as consumer:
+        await asyncio.sleep(5)
+        kept = diary.by_queue()["keeps"]
+        assert kept >= 50
+        for number in range(1, 20):
+            send(world, "good", 1)
+            await diary.has(kept + number, within=3)
+        assert diary.by_queue() == {"keeps": kept, "good": 19}
+        client.gate.set()
+        await diary.has(219, within=30)
+    assert consumer.statistics().held_bytes == 0
 
 
 @pytest.mark.parametrize("watched", [16, 1])
-def test_a_queue_that_had_filled_its_memory_goes_on_at_once(watched: int) -> None:
+@with_world
+async def test_a_queue_that_had_filled_its_memory_goes_on_at_once(world: World, watched: int) -> None:
     """It was not idle in the meantime: it is not left alone for as long as one that is."""
-
-    async def scenario(world: World) -> None:
-        world.create("keeps")
-        world.create("good")
-        for _ in range(200):
-            world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
-        client, diary = Keeping(world.client), Diary()
-        queues = Queues(["keeps", "good"], watched=watched, rest=300)
-        async with consumer_of(world, queues, diary, client=client, polling=Polling(memory=1 << 20)):
-            await asyncio.sleep(1_000)
-            assert len(diary.by_queue()) == 1
-            client.gate.set()
-            await diary.has(200, within=5)
-
-    in_world(scenario)
+    world.create("keeps")
+    world.create("good")
+    for _ in range(200):
+        world.send({"order_id": "x" * 10_000, "seconds": 0.0}, tenant="a", queue="keeps")
+    client, diary = Keeping(world.client), Diary()
+    queues = Queues(["keeps", "good"], watched=watched, rest=300)
+    async with consumer_of(world, queues, diary, client=client, polling=Polling(memory=1 << 20)):
+        await asyncio.sleep(1_000)
+        assert len(diary.by_queue()) == 1
+        client.gate.set()
+        await diary.has(200, within=5)

@@ -24,7 +24,7 @@ from postroom import (
     by_field,
 )
 from postroom.payloads import decoder_for
-from support.world import Tenant, World, in_world
+from support.world import Tenant, World, in_world, with_world
 
 
 @dataclass
@@ -448,17 +448,14 @@ def test_mistakes_are_told_when_the_router_is_made(wrong: Any, text: str) -> Non
         wrong()
 
 
-def test_a_consumer_of_an_empty_router_does_not_start() -> None:
+@with_world
+async def test_a_consumer_of_an_empty_router_does_not_start(world: World) -> None:
     """It says what is missing."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
-        orders.handler(Router[Tenant, None](by_attribute("kind")))
-        with pytest.raises(ConfigurationError, match="no handlers"):
-            await orders.run()
-
-    in_world(scenario)
+    world.create()
+    orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
+    orders.handler(Router[Tenant, None](by_attribute("kind")))
+    with pytest.raises(ConfigurationError, match="no handlers"):
+        await orders.run()
 
 
 def test_a_handler_may_be_registered_with_parentheses() -> None:

@@ -28,7 +28,7 @@ from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
 from postroom.transports.memory import MemoryClient
-from support.world import World, in_world
+from support.world import World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
@@ -227,14 +227,11 @@ def test_nothing_to_run_and_a_wait_that_is_none_are_said() -> None:
     assert in_world(scenario) is ExitCode.CONFIGURATION
 
 
-def test_run_in_a_loop_that_runs_says_what_to_write() -> None:
+@with_world
+async def test_run_in_a_loop_that_runs_says_what_to_write(world: World) -> None:
     """A lifespan of a web application is such a place."""
-
-    async def scenario(world: World) -> None:
-        with pytest.raises(ConfigurationError, match=r"write `async with consumer:`, or `await serve\(consumer\)`"):
-            run(consumer(world.client))
-
-    in_world(scenario)
+    with pytest.raises(ConfigurationError, match=r"write `async with consumer:`, or `await serve\(consumer\)`"):
+        run(consumer(world.client))
 
 
 @pytest.mark.parametrize("times", [1, 2])

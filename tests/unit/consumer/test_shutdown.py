@@ -26,7 +26,7 @@ from postroom.consumer.demand import AdaptivePolicy
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping, Event
 from postroom.tasks import Tasks
 from postroom.transports.memory import MemoryQueue
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant, Database]
 
@@ -447,26 +447,23 @@ def test_step_7_databases_close_after_the_last_handler() -> None:
     assert sorted(diary[2:]) == ["close a", "close b"]
 
 
-def test_step_8_the_client_closes_last_and_only_when_nobody_uses_it() -> None:
+@with_world
+async def test_step_8_the_client_closes_last_and_only_when_nobody_uses_it(world: World) -> None:
     """Two consumers share a client: the first to stop leaves it open."""
+    world.create()
+    world.create("others")
+    first = sleeping(world)
+    second = Consumer("others", client=world.client)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        world.create("others")
-        first = sleeping(world)
-        second = Consumer("others", client=world.client)
+    @second.handler
+    async def ignore(order: dict[str, Any], ctx: MessageContext) -> None: ...
 
-        @second.handler
-        async def ignore(order: dict[str, Any], ctx: MessageContext) -> None: ...
-
-        async with second:
-            async with first:
-                pass
-            world.send({"a": 1}, queue="others")
-            await asyncio.sleep(1)
-            assert second.statistics().succeeded == 1
-
-    in_world(scenario)
+    async with second:
+        async with first:
+            pass
+        world.send({"a": 1}, queue="others")
+        await asyncio.sleep(1)
+        assert second.statistics().succeeded == 1
 
 
 def test_nothing_of_a_consumer_is_left_after_a_stop() -> None:
@@ -515,26 +512,23 @@ def alive(timers: Timers) -> list[str]:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_no_timer_of_a_consumer_is_left_after_a_stop(several: bool, timers: Timers) -> None:
+@with_world
+async def test_no_timer_of_a_consumer_is_left_after_a_stop(world: World, several: bool, timers: Timers) -> None:
     """It would hold the whole consumer in the event loop of a web application, for as long as a poll may take."""
+    for name in ("orders", "invoices"):
+        world.create(name)
+    queues: dict[str, Any] = {"queues": ["orders", "invoices"]} if several else {"queue": "orders"}
+    orders: Consumer[Tenant, None] = Consumer(context=Tenant, client=world.client, **queues)
 
-    async def scenario(world: World) -> None:
-        for name in ("orders", "invoices"):
-            world.create(name)
-        queues: dict[str, Any] = {"queues": ["orders", "invoices"]} if several else {"queue": "orders"}
-        orders: Consumer[Tenant, None] = Consumer(context=Tenant, client=world.client, **queues)
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(order.seconds)
-
-        async with orders:
-            world.send_orders(*(str(n) for n in range(5)), seconds=1)
-            await asyncio.sleep(1.5)
-        assert timers
-        assert alive(timers) == []
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders(*(str(n) for n in range(5)), seconds=1)
+        await asyncio.sleep(1.5)
+    assert timers
+    assert alive(timers) == []
 
 
 def test_no_timer_is_left_of_a_queue_that_is_listed_no_longer(timers: Timers) -> None:
@@ -654,26 +648,23 @@ def test_a_caller_that_is_cancelled_still_stops_in_order() -> None:
     assert in_world(scenario) == (False, (1, 0))
 
 
-def test_a_dead_poller_stops_the_consumer_and_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_a_dead_poller_stops_the_consumer_and_is_raised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer that polls no more must not look alive. What a transport raises is none of its defects."""
 
     def broken(*_arguments: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(AdaptivePolicy, "next", broken)
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
-
-        with pytest.raises(ZeroDivisionError):
-            await orders.run()
-        assert not orders.running
-
-    in_world(scenario)
+    with pytest.raises(ZeroDivisionError):
+        await orders.run()
+    assert not orders.running
 
 
 def test_observers_are_told_of_start_and_stop() -> None:

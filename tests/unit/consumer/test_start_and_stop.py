@@ -22,7 +22,7 @@ from postroom.consumer.core import Core
 from postroom.consumer.pipeline import Pipeline
 from postroom.local import LocalBroker
 from postroom.transports.memory import MemoryClient
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
@@ -74,34 +74,31 @@ def others() -> set[asyncio.Task[Any]]:
 
 
 @pytest.mark.parametrize("first_ends", ["well", "cancelled"])
-def test_a_second_start_is_refused_at_once(first_ends: str) -> None:
+@with_world
+async def test_a_second_start_is_refused_at_once(world: World, first_ends: str) -> None:
     """While the first is under way, and after it. The first is not disturbed, and nothing is left of either."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        client = Slow(world)
-        orders = consumer(client)
-        before = others()
-        first = asyncio.create_task(orders.__aenter__(), name="first")
-        await asyncio.sleep(1)
-        with pytest.raises(ConfigurationError, match="starting already"):
-            await orders.__aenter__()
-        with pytest.raises(ConfigurationError, match="starting already"):
-            await orders.run()
-        if first_ends == "cancelled":
-            first.cancel()
-            await asyncio.wait([first])
-        client.may_open.set()
-        if first_ends == "well":
-            await first
-        else:
-            await orders.__aenter__()
-        with pytest.raises(ConfigurationError, match="running already"):
-            await orders.__aenter__()
-        await orders.__aexit__(None, None, None)
-        assert (client.open, others() - before) == (0, set())
-
-    in_world(scenario)
+    world.create()
+    client = Slow(world)
+    orders = consumer(client)
+    before = others()
+    first = asyncio.create_task(orders.__aenter__(), name="first")
+    await asyncio.sleep(1)
+    with pytest.raises(ConfigurationError, match="starting already"):
+        await orders.__aenter__()
+    with pytest.raises(ConfigurationError, match="starting already"):
+        await orders.run()
+    if first_ends == "cancelled":
+        first.cancel()
+        await asyncio.wait([first])
+    client.may_open.set()
+    if first_ends == "well":
+        await first
+    else:
+        await orders.__aenter__()
+    with pytest.raises(ConfigurationError, match="running already"):
+        await orders.__aenter__()
+    await orders.__aexit__(None, None, None)
+    assert (client.open, others() - before) == (0, set())
 
 
 def test_a_start_that_failed_can_be_made_again() -> None:
@@ -459,32 +456,29 @@ def test_a_task_group_whose_other_task_failed_gets_its_error() -> None:
 
 
 @pytest.mark.parametrize("fatal", [ZeroDivisionError(), SystemExit(3), KeyboardInterrupt()])
-def test_what_ended_a_consumer_is_raised_where_it_was_started(fatal: BaseException) -> None:
+@with_world
+async def test_what_ended_a_consumer_is_raised_where_it_was_started(world: World, fatal: BaseException) -> None:
     """After the stop; ``end`` returns it instead, and an error of the block's own comes first."""
+    world.create()
+    orders = consumer(world.client)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = consumer(world.client)
+    def die() -> None:
+        run = orders._run
+        assert run is not None
+        run.fatal = fatal
+        orders.stop(reason=StopReason.FATAL)
 
-        def die() -> None:
-            run = orders._run
-            assert run is not None
-            run.fatal = fatal
-            orders.stop(reason=StopReason.FATAL)
-
-        async with suppressing(type(fatal)), orders:
-            die()
-            await orders.wait_for_stop()
-        assert not orders.running
-        await orders.__aenter__()
+    async with suppressing(type(fatal)), orders:
         die()
-        assert await orders.end() is fatal
-        with pytest.raises(LookupError):  # noqa: PT012
-            async with orders:
-                die()
-                raise LookupError
-
-    in_world(scenario)
+        await orders.wait_for_stop()
+    assert not orders.running
+    await orders.__aenter__()
+    die()
+    assert await orders.end() is fatal
+    with pytest.raises(LookupError):  # noqa: PT012
+        async with orders:
+            die()
+            raise LookupError
 
 
 class suppressing:  # noqa: N801 - as contextlib's

@@ -10,7 +10,7 @@ import pytest
 from postroom import Consumer, MessageContext, Polling, Shutdown
 from postroom.message import Message
 from postroom.transports.memory import MemoryQueue
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 def fifo(world: World, receives: int) -> None:
@@ -44,75 +44,67 @@ def resolving(world: World, seconds: float, done: list[str]) -> Consumer[Any, An
     return orders
 
 
-def test_what_goes_back_at_a_resolver_leaves_what_is_before_it_in_its_group() -> None:
+@with_world
+async def test_what_goes_back_at_a_resolver_leaves_what_is_before_it_in_its_group(world: World) -> None:
     """The first is at its last receive, and starts in the drain; the second goes back."""
-
-    async def scenario(world: World) -> None:
-        fifo(world, receives=2)
-        done: list[str] = []
-        world.send({"order_id": "last"}, queue="orders.fifo", group="g")
-        await receive_once(world, visibility=1)
-        await asyncio.sleep(2)
-        world.send({"order_id": "fresh"}, queue="orders.fifo", group="g")
-        async with resolving(world, 1.0, done):
-            await asyncio.sleep(0.5)
-        assert done == ["last"]
-        assert (sum(world.counts("orders.fifo")), world.counts("dead.fifo")) == (1, (0, 0))
-
-    in_world(scenario)
+    fifo(world, receives=2)
+    done: list[str] = []
+    world.send({"order_id": "last"}, queue="orders.fifo", group="g")
+    await receive_once(world, visibility=1)
+    await asyncio.sleep(2)
+    world.send({"order_id": "fresh"}, queue="orders.fifo", group="g")
+    async with resolving(world, 1.0, done):
+        await asyncio.sleep(0.5)
+    assert done == ["last"]
+    assert (sum(world.counts("orders.fifo")), world.counts("dead.fifo")) == (1, (0, 0))
 
 
-def test_the_last_receive_that_a_poll_brings_starts_with_others_of_its_group_behind(
+@with_world
+async def test_the_last_receive_that_a_poll_brings_starts_with_others_of_its_group_behind(
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also with a resolver that takes a while."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
-
-    async def scenario(world: World) -> None:
-        fifo(world, receives=2)
-        done: list[str] = []
-        world.send({"order_id": "last"}, queue="orders.fifo", group="g")
-        await receive_once(world, visibility=6)
-        world.send({"order_id": "fresh"}, queue="orders.fifo", group="g")
-        async with resolving(world, 0.1, done):
-            await asyncio.sleep(5)
-        assert done == ["last"]
-        assert (sum(world.counts("orders.fifo")), world.counts("dead.fifo")) == (1, (0, 0))
-
-    in_world(scenario)
+    fifo(world, receives=2)
+    done: list[str] = []
+    world.send({"order_id": "last"}, queue="orders.fifo", group="g")
+    await receive_once(world, visibility=6)
+    world.send({"order_id": "fresh"}, queue="orders.fifo", group="g")
+    async with resolving(world, 0.1, done):
+        await asyncio.sleep(5)
+    assert done == ["last"]
+    assert (sum(world.counts("orders.fifo")), world.counts("dead.fifo")) == (1, (0, 0))
 
 
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 4.5])
-def test_what_the_last_acknowledgement_of_a_stop_lets_a_poll_bring_is_handled(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
+@with_world
+async def test_what_the_last_acknowledgement_of_a_stop_lets_a_poll_bring_is_handled(
+    world: World, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where polls have had their time: the next one of the group is at its last receive, and was never tried."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+    fifo(world, receives=1)
+    done: list[str] = []
+    orders = Consumer(
+        "orders.fifo",
+        context=Tenant,
+        client=world.client,
+        polling=Polling(pollers=2, wait=20, batch=1),
+        shutdown=Shutdown(drain=10),
+    )
 
-    async def scenario(world: World) -> None:
-        fifo(world, receives=1)
-        done: list[str] = []
-        orders = Consumer(
-            "orders.fifo",
-            context=Tenant,
-            client=world.client,
-            polling=Polling(pollers=2, wait=20, batch=1),
-            shutdown=Shutdown(drain=10),
-        )
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(seconds)
+        done.append(order.order_id)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(seconds)
-            done.append(order.order_id)
-
-        for order_id in ("first", "next"):
-            world.send({"order_id": order_id}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(0.1)
-        assert done == ["first", "next"]
-        assert (world.counts("orders.fifo"), world.counts("dead.fifo")) == ((0, 0), (0, 0))
-
-    in_world(scenario)
+    for order_id in ("first", "next"):
+        world.send({"order_id": order_id}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(0.1)
+    assert done == ["first", "next"]
+    assert (world.counts("orders.fifo"), world.counts("dead.fifo")) == ((0, 0), (0, 0))
 
 
 def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive() -> None:

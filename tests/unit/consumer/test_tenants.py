@@ -9,7 +9,7 @@ import pytest
 from postroom import ConfigurationError, Consumer, MessageContext, Polling
 from postroom.consumer.statuses import TenantState
 from support.receives import LIMITS
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -37,43 +37,37 @@ class Diary:
         self.seen.append((name, order.order_id))
 
 
-def test_a_paused_tenant_waits_and_goes_on_when_it_is_resumed() -> None:
+@with_world
+async def test_a_paused_tenant_waits_and_goes_on_when_it_is_resumed(world: World) -> None:
     """Nothing of it starts, nothing of it is lost, and others go on."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary = Diary(world)
-        diary.tenants.pause(A)
-        async with diary.consumer:
-            world.send_orders("1", "2", tenant="a")
-            world.send_orders("1", tenant="b")
-            await asyncio.sleep(100)
-            assert diary.seen == [("b", "1")]
-            assert diary.tenants[A].state is TenantState.PAUSED
-            assert diary.tenants[A].waiting == 2
-            diary.tenants.resume(A)
-            await asyncio.sleep(1)
-            assert diary.seen == [("b", "1"), ("a", "1"), ("a", "2")]
-        assert world.counts() == (0, 0)
-
-    in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    diary.tenants.pause(A)
+    async with diary.consumer:
+        world.send_orders("1", "2", tenant="a")
+        world.send_orders("1", tenant="b")
+        await asyncio.sleep(100)
+        assert diary.seen == [("b", "1")]
+        assert diary.tenants[A].state is TenantState.PAUSED
+        assert diary.tenants[A].waiting == 2
+        diary.tenants.resume(A)
+        await asyncio.sleep(1)
+        assert diary.seen == [("b", "1"), ("a", "1"), ("a", "2")]
+    assert world.counts() == (0, 0)
 
 
-def test_a_decision_outlives_a_restart() -> None:
+@with_world
+async def test_a_decision_outlives_a_restart(world: World) -> None:
     """It belongs to the consumer, not to one run of it."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary = Diary(world)
-        async with diary.consumer:
-            diary.tenants.pause(A)
-        world.send_orders("1", tenant="a")
-        async with diary.consumer:
-            await asyncio.sleep(10)
-            assert diary.seen == []
-        assert world.counts() == (1, 0)
-
-    in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    async with diary.consumer:
+        diary.tenants.pause(A)
+    world.send_orders("1", tenant="a")
+    async with diary.consumer:
+        await asyncio.sleep(10)
+        assert diary.seen == []
+    assert world.counts() == (1, 0)
 
 
 def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() -> None:
@@ -309,25 +303,22 @@ def test_decisions_may_come_from_another_thread() -> None:
     assert in_world(scenario) == (0, 1)
 
 
-def test_the_list_shows_who_is_here_and_who_is_under_control() -> None:
+@with_world
+async def test_the_list_shows_who_is_here_and_who_is_under_control(world: World) -> None:
     """With live figures; a tenant that has nothing here and no decision is not in it."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary = Diary(world)
-        world.send_orders(*map(str, range(10)), tenant="a", seconds=5)
-        diary.tenants.limit(B, rate=1)
-        async with diary.consumer:
-            await asyncio.sleep(1)
-            listed = {status.key: status for status in diary.tenants}
-            assert set(listed) == {A, B}
-            assert (listed[A].running, listed[A].waiting) == (8, 2)
-            assert listed[B].rate == 1
-            diary.tenants.limit(B, rate=None)
-            assert [status.key for status in diary.tenants] == [A]
-            assert diary.tenants[Tenant("stranger")].state is TenantState.ACTIVE
-
-    in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    world.send_orders(*map(str, range(10)), tenant="a", seconds=5)
+    diary.tenants.limit(B, rate=1)
+    async with diary.consumer:
+        await asyncio.sleep(1)
+        listed = {status.key: status for status in diary.tenants}
+        assert set(listed) == {A, B}
+        assert (listed[A].running, listed[A].waiting) == (8, 2)
+        assert listed[B].rate == 1
+        diary.tenants.limit(B, rate=None)
+        assert [status.key for status in diary.tenants] == [A]
+        assert diary.tenants[Tenant("stranger")].state is TenantState.ACTIVE
 
 
 @pytest.mark.parametrize(

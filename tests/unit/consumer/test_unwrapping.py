@@ -48,7 +48,7 @@ from postroom.payloads import (
 )
 from postroom.testing import Delivered, deliver, run_virtual
 from support.envelopes import CLOUD_EVENT, S3_TEST, S3_THROUGH_EVENTBRIDGE, TOPIC, s3, sns
-from support.world import World, in_world
+from support.world import World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
@@ -306,27 +306,25 @@ def test_contents_that_are_not_there_yet_are_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize("receives", [1, 5])
-def test_a_dead_letter_tells_for_what_a_step_asked_for_time(receives: int) -> None:
+@with_world
+async def test_a_dead_letter_tells_for_what_a_step_asked_for_time(world: World, receives: int) -> None:
     """Its tenant could run, and its handler was never called."""
 
     async def sealed(_message: Message) -> Message:
         raise Retry("the vault is away", delay=1)
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=receives)
-        orders: Consumer[Any, Any] = Consumer("orders", context=Tenant, client=world.client, unwrap=sealed)
+    world.create(dead_letters="dead", receives=receives)
+    orders: Consumer[Any, Any] = Consumer("orders", context=Tenant, client=world.client, unwrap=sealed)
 
-        @orders.handler
-        async def handle(_order: Any, _ctx: MessageContext[Tenant]) -> None: ...
+    @orders.handler
+    async def handle(_order: Any, _ctx: MessageContext[Tenant]) -> None: ...
 
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(60)
-        [letter] = await world.broker.receive("dead")
-        reason = letter.message_attributes["postroom.reason"].string_value
-        assert reason == "not tried: Retry: the vault is away"
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(60)
+    [letter] = await world.broker.receive("dead")
+    reason = letter.message_attributes["postroom.reason"].string_value
+    assert reason == "not tried: Retry: the vault is away"
 
 
 def test_steps_are_opened_and_told_what_became_of_messages() -> None:
