@@ -10,7 +10,7 @@ import pytest
 
 from postroom import Consumer, MessageContext
 from postroom.local.shapes import Send
-from support.world import World, in_world
+from support.world import World, with_world
 
 TEXT = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -32,34 +32,31 @@ def test_the_first_example_prints_what_the_document_says(capsys: pytest.CaptureF
     assert names["orders"].tenants["acme"].reason == "database move"
 
 
-def test_groups_of_a_fifo_queue_limit_a_tenant_over_all_replicas() -> None:
+@with_world
+async def test_groups_of_a_fifo_queue_limit_a_tenant_over_all_replicas(world: World) -> None:
     """Two groups per tenant: three replicas with eight slots each never run more than two of its messages."""
     names = run_the_code()
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
     done: Counter[str] = Counter()
+    world.broker.create_queue("orders.fifo", {"FifoQueue": "true", "ContentBasedDeduplication": "true"})
+    for number in range(40):
+        for tenant in ("acme", "other"):
+            group = names["group_of"](tenant, f"{tenant}-{number}", 2)
+            world.broker.send("orders.fifo", Send(message_body=f'"{tenant}-{number}"', message_group_id=group))
+    replicas = [Consumer("orders.fifo", context=names["tenant_of"], client=world.client) for _ in range(3)]
+    for orders in replicas:
 
-    async def scenario(world: World) -> None:
-        world.broker.create_queue("orders.fifo", {"FifoQueue": "true", "ContentBasedDeduplication": "true"})
-        for number in range(40):
-            for tenant in ("acme", "other"):
-                group = names["group_of"](tenant, f"{tenant}-{number}", 2)
-                world.broker.send("orders.fifo", Send(message_body=f'"{tenant}-{number}"', message_group_id=group))
-        replicas = [Consumer("orders.fifo", context=names["tenant_of"], client=world.client) for _ in range(3)]
-        for orders in replicas:
+        async def handle(_order: str, ctx: MessageContext[str]) -> None:
+            running[ctx.context] += 1
+            most[ctx.context] = max(most[ctx.context], running[ctx.context])
+            await asyncio.sleep(0.2)
+            running[ctx.context] -= 1
+            done[ctx.context] += 1
 
-            async def handle(_order: str, ctx: MessageContext[str]) -> None:
-                running[ctx.context] += 1
-                most[ctx.context] = max(most[ctx.context], running[ctx.context])
-                await asyncio.sleep(0.2)
-                running[ctx.context] -= 1
-                done[ctx.context] += 1
-
-            orders.handler(handle)
-        async with replicas[0], replicas[1], replicas[2]:
-            await asyncio.sleep(30)
-
-    in_world(scenario)
+        orders.handler(handle)
+    async with replicas[0], replicas[1], replicas[2]:
+        await asyncio.sleep(30)
     assert done == {"acme": 40, "other": 40}
     assert most["acme"] <= 2
     assert most["other"] <= 2

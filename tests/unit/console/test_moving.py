@@ -24,7 +24,7 @@ from postroom.datasources.providers import Provider
 from postroom.errors import ConfigurationError
 from postroom.message import Message
 from support.fleet import FaultyState
-from support.world import Order, World, in_world, with_world
+from support.world import Order, World, with_world
 
 TOKEN = "correct horse battery"
 
@@ -513,22 +513,18 @@ async def test_a_pause_that_is_called_off_while_it_connects_is_not_sent(monkeypa
         assert orders.tenants["acme"].state is TenantState.ACTIVE
 
 
-def test_what_others_open_during_the_switch_is_closed_after_it() -> None:
+@with_world
+async def test_what_others_open_during_the_switch_is_closed_after_it(world: World) -> None:
     """A relay or a web route leases from the same pool: what it opened then is the old database."""
-
-    async def scenario(world: World) -> Shop:
-        world.create(dead_letters="dead", receives=20)
-        made = Shop(world)
-        made.pool = ResourcePool(Provider(made.database, place=made.place))
-        async with made.pool, made.replica() as consumer:
-            made.load(10)
-            await asyncio.sleep(1)
-            await made.move(consumer)
-            made.load(5)
-            await asyncio.sleep(10)
-        return made
-
-    made = in_world(scenario)
+    world.create(dead_letters="dead", receives=20)
+    made = Shop(world)
+    made.pool = ResourcePool(Provider(made.database, place=made.place))
+    async with made.pool, made.replica() as consumer:
+        made.load(10)
+        await asyncio.sleep(1)
+        await made.move(consumer)
+        made.load(5)
+        await asyncio.sleep(10)
     assert made.calls == ["switch"]
     assert len(made.rows["old"]) <= 10
     assert len(made.rows["new"]) == 15

@@ -27,7 +27,7 @@ from postroom import (
     current_message,
 )
 from postroom.events import Event, HandlerFinished
-from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
+from support.world import Database, Databases, Order, Tenant, World, with_world
 
 Batch = Callable[[list[Order], BatchContext[Tenant, Database]], Awaitable[None]]
 SLOTS = Concurrency(total=40, per_tenant=10)
@@ -527,36 +527,33 @@ class _Uncopied(ValueError):
     [ValueError("no"), PayloadError("no customer"), _Odd(7, where="x"), _Uncopied(where="x")],
     ids=lambda error: type(error).__name__,
 )
-def test_each_message_fails_with_an_error_of_its_own(
-    error: Exception, by_place: bool, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_each_message_fails_with_an_error_of_its_own(
+    world: World, error: Exception, by_place: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It names its message, keeps its class, text and notes, and is logged as long as those of the others."""
     error.__notes__ = ["a hint"]
     error.__traceback__ = None
+    world.create()
+    world.send_orders(*"01234")
+    named: list[bool] = []
 
-    async def scenario(world: World) -> None:
-        world.create()
-        world.send_orders(*"01234")
-        named: list[bool] = []
+    async def on_error(failure: Failure) -> None:
+        await asyncio.sleep(0.1)
+        assert type(failure.error) is type(error)
+        assert (str(failure.error), failure.error.__notes__) == (str(error), ["a hint"])
+        if isinstance(failure.error, MessageError):
+            assert failure.message is not None
+            named.append(failure.error.message_id == failure.message.id)
 
-        async def on_error(failure: Failure) -> None:
-            await asyncio.sleep(0.1)
-            assert type(failure.error) is type(error)
-            assert (str(failure.error), failure.error.__notes__) == (str(error), ["a hint"])
-            if isinstance(failure.error, MessageError):
-                assert failure.message is not None
-                named.append(failure.error.message_id == failure.message.id)
+    async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+        if not by_place:
+            raise error
+        for index in range(len(orders)):
+            batch.fail(index, error)
 
-        async def store(orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
-            if not by_place:
-                raise error
-            for index in range(len(orders)):
-                batch.fail(index, error)
-
-        assert await Scene(world, store, on_error=on_error).until(5) == {"retried": 5}
-        assert named == [True] * (5 if isinstance(error, MessageError) else 0)
-
-    in_world(scenario)
+    assert await Scene(world, store, on_error=on_error).until(5) == {"retried": 5}
+    assert named == [True] * (5 if isinstance(error, MessageError) else 0)
     lengths = [len(str(record.exc_text or record.message)) for record in caplog.records if record.levelname == "ERROR"]
     assert len(lengths) == 5
     assert max(lengths) == min(lengths)

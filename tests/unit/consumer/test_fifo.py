@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, Polling, RetryPolicy, Visibility
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 
 def test_tenants_share_the_slots_however_many_groups_they_own() -> None:
@@ -49,38 +49,34 @@ def test_tenants_share_the_slots_however_many_groups_they_own() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_group_keeps_its_order_under_failures(seed: int) -> None:
+@with_world
+async def test_every_group_keeps_its_order_under_failures(world: World, seed: int) -> None:
     """Handlers fail at random; nothing of a group is done before what was sent before it, and all is done once."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    rng = Random(seed)
+    orders = Consumer(
+        "orders.fifo",
+        context=Tenant,
+        concurrency=Concurrency(total=6, per_tenant=3),
+        retry=RetryPolicy(base=0.5, cap=1),
+        client=world.client,
+    )
+    done: dict[str, list[int]] = defaultdict(list)
 
-    async def scenario(world: World) -> dict[str, list[int]]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        rng = Random(seed)
-        orders = Consumer(
-            "orders.fifo",
-            context=Tenant,
-            concurrency=Concurrency(total=6, per_tenant=3),
-            retry=RetryPolicy(base=0.5, cap=1),
-            client=world.client,
-        )
-        done: dict[str, list[int]] = defaultdict(list)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(rng.uniform(0, 0.2))
+        if rng.random() < 0.3:
+            raise ValueError
+        done[ctx.message.group_id or ""].append(int(order.order_id.partition("-")[2]))
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(rng.uniform(0, 0.2))
-            if rng.random() < 0.3:
-                raise ValueError
-            done[ctx.message.group_id or ""].append(int(order.order_id.partition("-")[2]))
-
-        for number in range(12):
-            for group in range(9):
-                body = {"order_id": f"{group}-{number}"}
-                world.send(body, tenant="abc"[group % 3], queue="orders.fifo", group=f"g{group}")
-        async with orders:
-            await asyncio.sleep(400)
-        assert world.counts("orders.fifo") == (0, 0)
-        return done
-
-    done = in_world(scenario)
+    for number in range(12):
+        for group in range(9):
+            body = {"order_id": f"{group}-{number}"}
+            world.send(body, tenant="abc"[group % 3], queue="orders.fifo", group=f"g{group}")
+    async with orders:
+        await asyncio.sleep(400)
+    assert world.counts("orders.fifo") == (0, 0)
     assert len(done) == 9
     assert all(numbers == list(range(12)) for numbers in done.values())
 

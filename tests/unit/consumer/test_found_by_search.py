@@ -26,7 +26,7 @@ from postroom.message import Message, OutgoingMessage
 from postroom.testing.faults import ClientFaults, FaultyClient, FaultyQueue
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure, SendResult
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 
 class NoDeadLetters(FaultyClient):
@@ -240,39 +240,35 @@ def test_quarantine_without_a_dead_letter_queue_deletes_nothing(mode: AckMode) -
     assert in_world(scenario)[0] == ("1", 1)
 
 
-def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_probe() -> None:
+@with_world
+async def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_probe(world: World) -> None:
     """While its breaker is open, limits come and go: nothing starts early, and nothing beside the probe."""
+    world.create()
+    starts: list[float] = []
+    running = most = 0
+    options = Faults(breaker_after=2, messages=1, base=20, cap=20, poison_after=None)
+    orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
 
-    async def scenario(world: World) -> tuple[list[float], int]:
-        world.create()
-        starts: list[float] = []
-        running = most = 0
-        options = Faults(breaker_after=2, messages=1, base=20, cap=20, poison_after=None)
-        orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        nonlocal running, most
+        running += 1
+        starts.append(loop.time() - began)
+        if starts[-1] > 1:
+            most = max(most, running)
+        await asyncio.sleep(order.seconds if starts[-1] < 1 else 10)
+        running -= 1
+        raise ValueError
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            nonlocal running, most
-            running += 1
-            starts.append(loop.time() - began)
-            if starts[-1] > 1:
-                most = max(most, running)
-            await asyncio.sleep(order.seconds if starts[-1] < 1 else 10)
-            running -= 1
-            raise ValueError
-
-        world.send_orders("1", "2", tenant="a")
-        async with orders:
-            await asyncio.sleep(0.5)
-            world.send_orders(*map(str, range(3, 12)), tenant="a")
-            for second in range(28):  # the second probe cannot begin before the 30th
-                await asyncio.sleep(1)
-                orders.tenants.limit(Tenant("a"), concurrency=None if second % 2 else 9)
-        return starts, most
-
-    starts, most = in_world(scenario)
+    world.send_orders("1", "2", tenant="a")
+    async with orders:
+        await asyncio.sleep(0.5)
+        world.send_orders(*map(str, range(3, 12)), tenant="a")
+        for second in range(28):  # the second probe cannot begin before the 30th
+            await asyncio.sleep(1)
+            orders.tenants.limit(Tenant("a"), concurrency=None if second % 2 else 9)
     assert starts[2] >= 10
     assert (len(starts), most) == (3, 1)
 

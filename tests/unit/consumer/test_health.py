@@ -13,7 +13,7 @@ from postroom.errors import AccessDenied, ServiceUnavailable
 from postroom.tasks import Tasks
 from postroom.testing.loop import settle
 from postroom.transports.memory import MemoryClient
-from support.world import Databases, Order, Tenant, World, in_world, with_world
+from support.world import Databases, Order, Tenant, World, with_world
 
 WAIT = 20.0
 LIMIT = 2 * WAIT + SLACK
@@ -55,27 +55,24 @@ def consumer(world: World, **options: Any) -> Consumer[Any, Any]:
     return orders
 
 
-def test_from_before_the_start_to_after_the_stop() -> None:
+@with_world
+async def test_from_before_the_start_to_after_the_stop(world: World) -> None:
     """It is live all the time, and ready from the first receive on until it is asked to stop."""
     seen: list[Health] = []
-
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = consumer(world, shutdown=Shutdown(drain=5))
-        seen.append(orders.health())
-        await orders.__aenter__()
-        await settle()
-        seen.append(orders.health())  # the first long poll is out: SQS has answered nothing yet
-        world.send_orders("1", seconds=2)
-        await asyncio.sleep(1)
-        seen.append(orders.health())
-        ending = asyncio.create_task(orders.end(), name="end")
-        await settle()
-        seen.append(orders.health())
-        await ending
-        seen.append(orders.health())
-
-    in_world(scenario)
+    world.create()
+    orders = consumer(world, shutdown=Shutdown(drain=5))
+    seen.append(orders.health())
+    await orders.__aenter__()
+    await settle()
+    seen.append(orders.health())  # the first long poll is out: SQS has answered nothing yet
+    world.send_orders("1", seconds=2)
+    await asyncio.sleep(1)
+    seen.append(orders.health())
+    ending = asyncio.create_task(orders.end(), name="end")
+    await settle()
+    seen.append(orders.health())
+    await ending
+    seen.append(orders.health())
     assert [health.phase for health in seen] == list(_phases("new running running stopping stopped"))
     assert [health.ready for health in seen] == [False, True, True, False, False]
     assert [health.started for health in seen] == [False, True, True, True, True]

@@ -29,7 +29,7 @@ from postroom import (
     Visibility,
 )
 from postroom.options import Call
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 SECRET = "hunter2-S3CR3T"
 DSN = f"postgres://app:{SECRET}@db.internal/acme"
@@ -173,25 +173,24 @@ def test_the_reason_of_a_dead_letter_announces_no_next_try() -> None:
     assert "next try" not in reason
 
 
-def test_a_message_that_is_gone_is_told_from_one_that_another_consumer_has(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_message_that_is_gone_is_told_from_one_that_another_consumer_has(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """A queue was purged under running handlers: SQS says so, behind the receipt handle."""
+    world.create()
+    limits = Visibility(timeout=4)
+    orders = Consumer("orders", context=Tenant, client=world.client, visibility=limits)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        limits = Visibility(timeout=4)
-        orders = Consumer("orders", context=Tenant, client=world.client, visibility=limits)
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(10)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(10)
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-            world.broker.purge("orders")
-            await asyncio.sleep(20)
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+        world.broker.purge("orders")
+        await asyncio.sleep(20)
     [line] = [each for each in caplog.messages if each.startswith("Lost message")]
     why = "InvalidParameterValue (Message does not exist or is not available for visibility timeout change)"
     assert f"(InvalidReceiptHandle: SQS refused an entry of extend: {why})" in line
@@ -412,39 +411,35 @@ def test_many_retries_of_one_kind_share_a_line(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.parametrize("delay", [math.nan, math.inf, -math.inf, "5", True])
-def test_a_delay_that_is_no_number_of_seconds_fails_its_own_message(delay: Any) -> None:
+@with_world
+async def test_a_delay_that_is_no_number_of_seconds_fails_its_own_message(world: World, delay: Any) -> None:
     """SQS would refuse it together with the changes of other tenants' messages in the same batch."""
+    world.create()
+    errors: dict[str, list[BaseException]] = {}
+    done: list[str] = []
+    retry = RetryPolicy(base=3, jitter=0)
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.MANUAL, retry=retry)
 
-    async def scenario(world: World) -> tuple[dict[str, list[BaseException]], list[str]]:
-        world.create()
-        errors: dict[str, list[BaseException]] = {}
-        done: list[str] = []
-        retry = RetryPolicy(base=3, jitter=0)
-        orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.MANUAL, retry=retry)
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+        tenant = ctx.context.tenant_id
+        if ctx.message.receive_count > 1:
+            done.append(tenant)
+            await ctx.ack()
+        elif tenant == "good":
+            await ctx.retry(delay=3)
+        else:
+            for ask in (lambda: Retry(delay=delay), lambda: ctx.retry(delay=delay)):
+                try:
+                    ask()
+                except ConfigurationError as error:
+                    errors.setdefault(order.order_id, []).append(error)
+            await ctx.retry(delay=3)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
-            tenant = ctx.context.tenant_id
-            if ctx.message.receive_count > 1:
-                done.append(tenant)
-                await ctx.ack()
-            elif tenant == "good":
-                await ctx.retry(delay=3)
-            else:
-                for ask in (lambda: Retry(delay=delay), lambda: ctx.retry(delay=delay)):
-                    try:
-                        ask()
-                    except ConfigurationError as error:
-                        errors.setdefault(order.order_id, []).append(error)
-                await ctx.retry(delay=3)
-
-        async with orders:
-            world.send_orders("1", "2", tenant="bad")
-            world.send_orders("3", "4", tenant="good")
-            await asyncio.sleep(5)
-        return errors, done
-
-    errors, done = in_world(scenario)
+    async with orders:
+        world.send_orders("1", "2", tenant="bad")
+        world.send_orders("3", "4", tenant="good")
+        await asyncio.sleep(5)
     assert [len(each) for each in errors.values()] == [2, 2]
     assert sorted(done) == ["bad", "bad", "good", "good"]
 
@@ -513,24 +508,20 @@ def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog:
         assert sum(int(line.split()[0]) for line in shared) > 200
 
 
-def test_each_that_is_rejected_and_deleted_is_named(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_each_that_is_rejected_and_deleted_is_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Without a dead-letter queue, and with ``AckMode.ALWAYS``, its line is all that is left of it."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.ALWAYS)
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.ALWAYS)
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
+        raise Reject(f"no such article: {order.order_id}")
 
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Any, Any]) -> None:
-            raise Reject(f"no such article: {order.order_id}")
-
-        sent = [world.send(Order(str(number))) for number in range(30)]
-        async with orders:
-            await asyncio.sleep(50)
-        assert world.counts() == (0, 0)
-        return sent
-
-    sent = in_world(scenario)
+    sent = [world.send(Order(str(number))) for number in range(30)]
+    async with orders:
+        await asyncio.sleep(50)
+    assert world.counts() == (0, 0)
     assert not [line for line in caplog.messages if "come back" in line or "share a line" in line]
     named = [line.split()[1] for line in caplog.messages if "was rejected" in line]
     assert sorted(named) == sorted(sent)

@@ -29,7 +29,7 @@ from postroom.events import Event, HandlerStarted, MessageReceived, MessageSettl
 from postroom.options import Call
 from postroom.payloads import context_from_attributes
 from postroom.redaction import describe
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 class Exit(BaseException):
@@ -392,7 +392,8 @@ def test_a_function_that_asks_for_the_end_keeps_no_message_from_others(
     assert "The application's code raised SystemExit: 7; the consumer of orders stops" in caplog.messages
 
 
-def test_what_an_observer_sets_reaches_no_other_message() -> None:
+@with_world
+async def test_what_an_observer_sets_reaches_no_other_message(world: World) -> None:
     """Messages are received and settled in tasks that last, or in another message's task."""
     mark: ContextVar[str] = ContextVar("mark", default="none")
     seen: list[tuple[str, str]] = []
@@ -402,26 +403,24 @@ def test_what_an_observer_sets_reaches_no_other_message() -> None:
             seen.append((type(event).__name__, mark.get()))
             mark.set(event.message.attributes["tenantId"])
 
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client, observers=[observe])
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client, observers=[observe])
 
-        @orders.handler
-        async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None:
-            mark.set(f"set by the handler of {ctx.context.tenant_id}")
-            await asyncio.sleep(0.01)
+    @orders.handler
+    async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None:
+        mark.set(f"set by the handler of {ctx.context.tenant_id}")
+        await asyncio.sleep(0.01)
 
-        async with orders:
-            for tenant in "abcdefgh":
-                world.send_orders("1", "2", tenant=tenant)
-            await asyncio.sleep(5)
-
-    in_world(scenario)
+    async with orders:
+        for tenant in "abcdefgh":
+            world.send_orders("1", "2", tenant=tenant)
+        await asyncio.sleep(5)
     assert len(seen) == 32
     assert set(seen) == {("MessageReceived", "none"), ("MessageSettled", "none")}
 
 
-def test_what_the_unwrap_of_a_resolver_sets_reaches_no_other_message() -> None:
+@with_world
+async def test_what_the_unwrap_of_a_resolver_sets_reaches_no_other_message(world: World) -> None:
     """It is the user's code, in the task that receives."""
     mark: ContextVar[str] = ContextVar("mark", default="none")
     seen: list[str] = []
@@ -431,17 +430,14 @@ def test_what_the_unwrap_of_a_resolver_sets_reaches_no_other_message() -> None:
         mark.set(message.id)
         return message
 
-    async def scenario(world: World) -> None:
-        world.create()
-        resolver = context_from_attributes(Tenant, unwrap=unwrap)
-        orders = Consumer("orders", context=resolver, client=world.client)
+    world.create()
+    resolver = context_from_attributes(Tenant, unwrap=unwrap)
+    orders = Consumer("orders", context=resolver, client=world.client)
 
-        @orders.handler
-        async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None: ...
+    @orders.handler
+    async def handle(_body: dict[str, Any], ctx: MessageContext[Tenant, Any]) -> None: ...
 
-        async with orders:
-            world.send_orders("1", "2", "3")
-            await asyncio.sleep(5)
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("1", "2", "3")
+        await asyncio.sleep(5)
     assert seen == ["none"] * 3

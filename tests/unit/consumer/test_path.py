@@ -34,32 +34,28 @@ async def consumed(consumer: Consumer[Any, Any], *, seconds: float = 60.0) -> No
         await asyncio.sleep(seconds)
 
 
-def test_each_message_meets_its_own_tenants_database() -> None:
+@with_world
+async def test_each_message_meets_its_own_tenants_database(world: World) -> None:
     """Overlapping messages of three tenants, with awaits between all steps, never meet another's (I5)."""
+    world.create()
+    databases = Databases()
+    databases.seconds = 0.2
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
 
-    async def scenario(world: World) -> Databases:
-        world.create()
-        databases = Databases()
-        databases.seconds = 0.2
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        await asyncio.sleep(order.seconds)
+        assert ctx.resources.tenant == ctx.context
+        current = current_message()
+        assert current is ctx
+        await asyncio.sleep(order.seconds)
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            await asyncio.sleep(order.seconds)
-            assert ctx.resources.tenant == ctx.context
-            current = current_message()
-            assert current is ctx
-            await asyncio.sleep(order.seconds)
-            ctx.resources.write(order.order_id)
-
-        for number in range(30):
-            tenant = "abc"[number % 3]
-            world.send_orders(f"{tenant}{number}", tenant=tenant, seconds=0.01 * (number % 7))
-        await consumed(orders)
-        assert world.counts() == (0, 0)
-        return databases
-
-    databases = in_world(scenario)
+    for number in range(30):
+        tenant = "abc"[number % 3]
+        world.send_orders(f"{tenant}{number}", tenant=tenant, seconds=0.01 * (number % 7))
+    await consumed(orders)
+    assert world.counts() == (0, 0)
     for tenant in "abc":
         assert sorted(databases.rows(tenant)) == sorted(
             f"{tenant}{number}" for number in range(30) if "abc"[number % 3] == tenant
@@ -67,29 +63,25 @@ def test_each_message_meets_its_own_tenants_database() -> None:
     assert databases.diary.count("open a") == 1
 
 
-def test_contexts_that_look_alike_when_joined_get_different_databases() -> None:
+@with_world
+async def test_contexts_that_look_alike_when_joined_get_different_databases(world: World) -> None:
     """("a:b", "c") and ("a", "b:c") are two tenants: the context itself is the key, not a joined string."""
+    world.create()
+    databases = Databases()
+    orders = Consumer(
+        "orders",
+        context=lambda message: Tenant(message.attributes["tenantId"], message.attributes["zone"]),
+        resources=databases,
+        client=world.client,
+    )
 
-    async def scenario(world: World) -> Databases:
-        world.create()
-        databases = Databases()
-        orders = Consumer(
-            "orders",
-            context=lambda message: Tenant(message.attributes["tenantId"], message.attributes["zone"]),
-            resources=databases,
-            client=world.client,
-        )
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            ctx.resources.write(order.order_id)
-
-        world.send({"order_id": "first"}, tenant="a:b", zone="c")
-        world.send({"order_id": "second"}, tenant="a", zone="b:c")
-        await consumed(orders)
-        return databases
-
-    databases = in_world(scenario)
+    world.send({"order_id": "first"}, tenant="a:b", zone="c")
+    world.send({"order_id": "second"}, tenant="a", zone="b:c")
+    await consumed(orders)
     assert databases.rows("a:b") == ["first"]
     assert databases.rows("a") == ["second"]
 
@@ -164,75 +156,64 @@ def test_manual_does_nothing_by_itself() -> None:
     assert sorted(in_world(scenario)) == ["at once", "later", "later"]
 
 
-def test_a_handler_may_ask_for_a_retry() -> None:
+@with_world
+async def test_a_handler_may_ask_for_a_retry(world: World) -> None:
     """Both ways: raise Retry, or await ctx.retry(). Neither is a failure."""
+    world.create()
+    seen: list[tuple[str, float]] = []
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> tuple[list[tuple[str, float]], int]:
-        world.create()
-        seen: list[tuple[str, float]] = []
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def ask(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append((order.order_id, asyncio.get_running_loop().time()))
+        if ctx.message.receive_count == 1:
+            if order.order_id == "raise":
+                raise Retry(delay=7)
+            await ctx.retry(delay=7)
 
-        @orders.handler
-        async def ask(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append((order.order_id, asyncio.get_running_loop().time()))
-            if ctx.message.receive_count == 1:
-                if order.order_id == "raise":
-                    raise Retry(delay=7)
-                await ctx.retry(delay=7)
-
-        world.send_orders("raise", "await")
-        await consumed(orders)
-        failures = sum(orders.statistics().failed.values())
-        assert world.counts() == (0, 0)
-        return seen, failures
-
-    seen, failures = in_world(scenario)
+    world.send_orders("raise", "await")
+    await consumed(orders)
+    failures = sum(orders.statistics().failed.values())
+    assert world.counts() == (0, 0)
     for name in ("raise", "await"):
         first, second = (time for order, time in seen if order == name)
         assert 7.0 <= second - first < 7.5
     assert failures == 0
 
 
-def test_a_rejected_message_is_in_the_dead_letter_queue_at_once() -> None:
+@with_world
+async def test_a_rejected_message_is_in_the_dead_letter_queue_at_once(world: World) -> None:
     """Reject sends it there with the reason, on the first receive."""
+    world.create(dead_letters="dead")
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> Any:
-        world.create(dead_letters="dead")
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def refuse(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise Reject(f"no such product in {order.order_id}")
 
-        @orders.handler
-        async def refuse(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise Reject(f"no such product in {order.order_id}")
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        assert world.counts() == (0, 0)
-        [letter] = await world.broker.receive("dead")
-        return letter
-
-    letter = in_world(scenario)
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert world.counts() == (0, 0)
+    [letter] = await world.broker.receive("dead")
     assert letter.message_attributes["postroom.reason"].string_value == "no such product in 1"
     assert letter.message_attributes["tenantId"].string_value == "a"
 
 
 @pytest.mark.parametrize("instruction", [Reject("never"), Drop("sent by mistake"), Retry(delay=600)])
-def test_an_instruction_that_on_error_returns_is_told_of(
-    instruction: Exception, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_an_instruction_that_on_error_returns_is_told_of(
+    world: World, instruction: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a lambda does, which cannot raise: nothing obeys it, and nothing said so."""
+    world.create(dead_letters="dead")
+    orders = Consumer("orders", context=Tenant, on_error=lambda _: instruction, client=world.client)  # type: ignore[arg-type, return-value]
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead")
-        orders = Consumer("orders", context=Tenant, on_error=lambda _: instruction, client=world.client)  # type: ignore[arg-type, return-value]
+    @orders.handler
+    async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise ZeroDivisionError
 
-        @orders.handler
-        async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise ZeroDivisionError
-
-        world.send_orders("1")
-        await consumed(orders, seconds=0.5)
-
-    in_world(scenario)
+    world.send_orders("1")
+    await consumed(orders, seconds=0.5)
     name = type(instruction).__name__
     assert f"on_error returned {name}, which decides nothing: write `raise {name}(...)`" in caplog.text
 
@@ -332,29 +313,25 @@ def test_an_object_with_call_is_a_handler() -> None:
     assert in_world(scenario) == [Order("1")]
 
 
-def test_without_context_and_resources_both_are_none() -> None:
+@with_world
+async def test_without_context_and_resources_both_are_none(world: World) -> None:
     """A queue of one tenant needs neither; the per-tenant cap does not apply to it."""
+    world.create()
+    running = most = 0
+    seen: list[Any] = []
+    orders = Consumer("orders", client=world.client)
 
-    async def scenario(world: World) -> tuple[int, list[Any]]:
-        world.create()
-        running = most = 0
-        seen: list[Any] = []
-        orders = Consumer("orders", client=world.client)
+    @orders.handler
+    async def record(order: dict[str, Any], ctx: MessageContext) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(1)
+        running -= 1
+        seen.append((ctx.context, ctx.resources))
 
-        @orders.handler
-        async def record(order: dict[str, Any], ctx: MessageContext) -> None:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(1)
-            running -= 1
-            seen.append((ctx.context, ctx.resources))
-
-        world.send_orders(*(str(n) for n in range(30)))
-        await consumed(orders)
-        return most, seen
-
-    most, seen = in_world(scenario)
+    world.send_orders(*(str(n) for n in range(30)))
+    await consumed(orders)
     assert most == 30
     assert set(seen) == {(None, None)}
 
@@ -385,29 +362,25 @@ def test_an_async_resolver_keeps_the_order_of_a_message_group() -> None:
     assert in_world(scenario) == ["0", "1", "2", "3", "4", "5"]
 
 
-def test_a_fifo_group_stays_in_order_when_a_message_fails() -> None:
+@with_world
+async def test_a_fifo_group_stays_in_order_when_a_message_fails(world: World) -> None:
     """The rest of the group goes back and comes again behind the failed one; other groups go on."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    done: list[str] = []
+    orders = Consumer("orders.fifo", context=Tenant, retry=RetryPolicy(base=2, jitter=0), client=world.client)
 
-    async def scenario(world: World) -> list[str]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        done: list[str] = []
-        orders = Consumer("orders.fifo", context=Tenant, retry=RetryPolicy(base=2, jitter=0), client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(0.1)
+        if order.order_id == "g1" and ctx.message.receive_count < 3:
+            raise RuntimeError
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(0.1)
-            if order.order_id == "g1" and ctx.message.receive_count < 3:
-                raise RuntimeError
-            done.append(order.order_id)
-
-        for number in range(4):
-            world.send({"order_id": f"g{number}"}, queue="orders.fifo", group="g")
-            world.send({"order_id": f"h{number}"}, queue="orders.fifo", group="h")
-        await consumed(orders)
-        assert world.counts("orders.fifo") == (0, 0)
-        return done
-
-    done = in_world(scenario)
+    for number in range(4):
+        world.send({"order_id": f"g{number}"}, queue="orders.fifo", group="g")
+        world.send({"order_id": f"h{number}"}, queue="orders.fifo", group="h")
+    await consumed(orders)
+    assert world.counts("orders.fifo") == (0, 0)
     assert [name for name in done if name[0] == "g"] == ["g0", "g1", "g2", "g3"]
     assert [name for name in done if name[0] == "h"] == ["h0", "h1", "h2", "h3"]
     assert done.index("h3") < done.index("g1")

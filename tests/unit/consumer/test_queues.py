@@ -149,17 +149,13 @@ def shares(world: World, queues: Any, seconds: float = 60.0) -> Any:
 
 
 @pytest.mark.parametrize("weight", [1, 3, 9])
-def test_queues_with_backlogs_share_by_weight(weight: int) -> None:
+@with_world
+async def test_queues_with_backlogs_share_by_weight(world: World, weight: int) -> None:
     """A queue of weight 3 has three messages handled for each one of weight 1, and the other never starves."""
-
-    async def scenario(world: World) -> Counter[str]:
-        for name in ("heavy", "light"):
-            world.create(name)
-            send(world, name, 3_000, tenant=name, seconds=0.1)
-        found: Counter[str] = await shares(world, {"heavy": weight, "light": 1})
-        return found
-
-    found = in_world(scenario)
+    for name in ("heavy", "light"):
+        world.create(name)
+        send(world, name, 3_000, tenant=name, seconds=0.1)
+    found: Counter[str] = await shares(world, {"heavy": weight, "light": 1})
     assert found.total() > 2_000
     assert found["heavy"] / found["light"] == pytest.approx(weight, rel=0.1)
 

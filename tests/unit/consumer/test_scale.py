@@ -8,7 +8,7 @@ import pytest
 from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool
 from postroom.consumer.core import PATIENCE
 from postroom.scheduling import Scheduler
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant, Database]
 
@@ -105,26 +105,22 @@ def test_a_small_budget_is_shared_by_many_tenants() -> None:
     assert rows == 200
 
 
-def test_one_slow_message_stalls_nobody() -> None:
+@with_world
+async def test_one_slow_message_stalls_nobody(world: World) -> None:
     """One of 200 sleeps 5 s: the other 199 finish in under 0.3 s after the first."""
+    world.create()
+    done: list[tuple[str, float]] = []
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> list[tuple[str, float]]:
-        world.create()
-        done: list[tuple[str, float]] = []
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(order.seconds)
+        done.append((order.order_id, asyncio.get_running_loop().time()))
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(order.seconds)
-            done.append((order.order_id, asyncio.get_running_loop().time()))
-
-        world.send_orders("slow", seconds=5)
-        world.send_orders(*map(str, range(199)), seconds=0.001)
-        async with orders:
-            await until_empty(world)
-        return done
-
-    done = in_world(scenario)
+    world.send_orders("slow", seconds=5)
+    world.send_orders(*map(str, range(199)), seconds=0.001)
+    async with orders:
+        await until_empty(world)
     assert done[-1][0] == "slow"
     assert done[198][1] - done[0][1] < 0.3
 

@@ -9,7 +9,7 @@ import pytest
 
 from postroom import Concurrency, Consumer, Drop, Failure, MessageContext, Reject, Retry, RetryPolicy, Shutdown
 from postroom.transports.memory import MemoryQueue
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 MOVED = "failed at its last receive (1 of 1)"
 
@@ -49,22 +49,21 @@ def test_what_a_handler_has_settled_is_not_rejected_as_well(first: str, caplog: 
     assert {"retry": "had retried it before", "ack": "had acked it before"}[first] in line
 
 
-def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """SQS moves the message by itself, without a word."""
+    world.create(dead_letters="dead", receives=1)
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead", receives=1)
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+        await ctx.retry(delay=1)
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
-            await ctx.retry(delay=1)
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(30)
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(30)
     assert sum(f"{MOVED} with ctx.retry()" in each for each in caplog.messages) == 1
 
 
@@ -209,23 +208,22 @@ def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
     assert "a transport swallows cancellations" in caplog.text
 
 
-def test_a_handler_that_runs_on_after_a_retry_is_not_told_as_on_error(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_handler_that_runs_on_after_a_retry_is_not_told_as_on_error(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """A stop cancels it; there is no ``on_error`` at all."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1))
 
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1))
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+        await ctx.retry(delay=1)
+        await asyncio.sleep(100)
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
-            await ctx.retry(delay=1)
-            await asyncio.sleep(100)
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(0.5)
-
-    in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(0.5)
     (line,) = [text for text in caplog.messages if text.startswith("Cancelled ")]
     assert line.startswith("Cancelled the handler of message ")
     assert f", called at {__file__}:" in line
@@ -283,52 +281,46 @@ def test_a_handler_that_ignores_its_cancellation_makes_no_dead_letter_without_a_
 
 
 @pytest.mark.parametrize("place", ["resolver", "handler"])
-def test_the_text_of_sys_exit_is_redacted(place: str, caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_the_text_of_sys_exit_is_redacted(world: World, place: str, caplog: pytest.LogCaptureFixture) -> None:
     """As the text of every other error; and the message that it ended the process for is named."""
 
     def fail(*_: object) -> Any:
         raise SystemExit("cannot reach postgresql://app:hunter2secret@db/acme")
 
-    async def scenario(world: World) -> str:
-        world.create()
-        more: dict[str, Any] = {"context": fail} if place == "resolver" else {"context": Tenant}
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
+    world.create()
+    more: dict[str, Any] = {"context": fail} if place == "resolver" else {"context": Tenant}
+    orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Any]) -> None:
-            fail()
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Any]) -> None:
+        fail()
 
-        sent = world.send({"order_id": "1"})
-        with pytest.raises(SystemExit):
-            await orders.run()
-        return sent
-
-    sent = in_world(scenario)
+    sent = world.send({"order_id": "1"})
+    with pytest.raises(SystemExit):
+        await orders.run()
     assert "hunter2secret" not in caplog.text
     assert "db/acme" in caplog.text
     assert any(sent in text for text in caplog.messages)
 
 
-def test_a_resolver_that_ends_the_process_has_its_message_back_off() -> None:
+@with_world
+async def test_a_resolver_that_ends_the_process_has_its_message_back_off(world: World) -> None:
     """A supervisor starts the process again: one message must not end it every second."""
 
     def fail(_: object) -> Any:
         raise SystemExit(3)
 
-    async def scenario(world: World) -> list[float]:
-        world.create()
-        world.send_orders("1")
-        ended: list[float] = []
-        for _ in range(4):
-            more: dict[str, Any] = {"context": fail, "retry": RetryPolicy(base=2, jitter=0)}
-            orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
-            orders.handler(lambda _payload, _ctx: None)
-            with pytest.raises(SystemExit):
-                await orders.run()
-            ended.append(asyncio.get_running_loop().time())
-        return ended
-
-    ended = in_world(scenario)
+    world.create()
+    world.send_orders("1")
+    ended: list[float] = []
+    for _ in range(4):
+        more: dict[str, Any] = {"context": fail, "retry": RetryPolicy(base=2, jitter=0)}
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, **more)
+        orders.handler(lambda _payload, _ctx: None)
+        with pytest.raises(SystemExit):
+            await orders.run()
+        ended.append(asyncio.get_running_loop().time())
     pauses = [after - before for before, after in pairwise(ended)]
     assert pauses == [pytest.approx(each, abs=1.5) for each in (2, 4, 8)]
 

@@ -265,32 +265,28 @@ def test_step_4_the_rest_is_cancelled_with_a_reason_and_goes_back() -> None:
     assert cancelled == 1
 
 
-def test_step_4_a_handler_that_ignores_cancellation_does_not_hold_a_stop_up() -> None:
+@with_world
+async def test_step_4_a_handler_that_ignores_cancellation_does_not_hold_a_stop_up(world: World) -> None:
     """After the cancel budget the stop goes on, and its message goes back."""
+    world.create()
+    shutdown = Shutdown(drain=1, cancel=2, poll=0)
+    orders = Consumer("orders", context=Tenant, shutdown=shutdown, client=world.client)
+    release = asyncio.Event()
 
-    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
-        world.create()
-        shutdown = Shutdown(drain=1, cancel=2, poll=0)
-        orders = Consumer("orders", context=Tenant, shutdown=shutdown, client=world.client)
-        release = asyncio.Event()
+    @orders.handler
+    async def stubborn(order: Order, ctx: MessageContext[Tenant]) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
 
-        @orders.handler
-        async def stubborn(order: Order, ctx: MessageContext[Tenant]) -> None:
-            while not release.is_set():
-                try:
-                    await release.wait()
-                except asyncio.CancelledError:
-                    continue
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-            started = now()
-        took, counts = now() - started, world.counts()
-        release.set()
-        return took, counts
-
-    took, counts = in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+        started = now()
+    took, counts = now() - started, world.counts()
+    release.set()
     assert took == pytest.approx(3.0, abs=0.3)
     assert counts == (1, 0)
 
@@ -346,41 +342,37 @@ def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> No
     assert failures == 25
 
 
-def test_step_5_returning_and_calling_back_share_their_time() -> None:
+@with_world
+async def test_step_5_returning_and_calling_back_share_their_time(world: World) -> None:
     """SQS answers no change any longer: neither what is returned nor what is parked holds a stop up beyond flush."""
+    world.create()
+    heard = asyncio.Event()
+    heard.set()
+    inner = await world.client.__aenter__()
+    opened = await inner.queue("orders")
 
-    async def scenario(world: World) -> tuple[int, float]:
-        world.create()
-        heard = asyncio.Event()
-        heard.set()
-        inner = await world.client.__aenter__()
-        opened = await inner.queue("orders")
+    async def change(changes: Any) -> Any:
+        await heard.wait()
+        return await opened.change_visibility(changes)
 
-        async def change(changes: Any) -> Any:
-            await heard.wait()
-            return await opened.change_visibility(changes)
+    deaf = _Opened(_Altered(opened, change_visibility=change))
+    orders = Consumer(
+        "orders", context=Tenant, client=deaf, polling=Polling(lane=1), shutdown=Shutdown(poll=0, flush=3)
+    )
 
-        deaf = _Opened(_Altered(opened, change_visibility=change))
-        orders = Consumer(
-            "orders", context=Tenant, client=deaf, polling=Polling(lane=1), shutdown=Shutdown(poll=0, flush=3)
-        )
+    @orders.handler
+    async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise AssertionError("not reached")
 
-        @orders.handler
-        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise AssertionError("not reached")
-
-        orders.tenants.pause(Tenant("a"))
-        world.send_orders(*(str(n) for n in range(200)), tenant="a")
-        async with orders:
-            await asyncio.sleep(5)
-            parked = orders.statistics().deferred
-            heard.clear()
-            started = now()
-        took = now() - started
-        await world.client.__aexit__(None, None, None)
-        return parked, took
-
-    parked, took = in_world(scenario)
+    orders.tenants.pause(Tenant("a"))
+    world.send_orders(*(str(n) for n in range(200)), tenant="a")
+    async with orders:
+        await asyncio.sleep(5)
+        parked = orders.statistics().deferred
+        heard.clear()
+        started = now()
+    took = now() - started
+    await world.client.__aexit__(None, None, None)
     assert parked > 0
     assert took <= 3.5
 
@@ -742,51 +734,44 @@ def test_a_lane_that_is_full_while_blocked_does_not_close_the_buffer() -> None:
     assert running == 0
 
 
-def test_a_stop_says_which_tenants_handlers_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_stop_says_which_tenants_handlers_it_waits_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """How many of which tenant, and for how long; a stop that is over says how long it took."""
     caplog.set_level(logging.INFO, "postroom.consumer")
-
-    async def scenario(world: World) -> None:
-        world.create()
-        async with sleeping(world, shutdown=Shutdown(drain=4, cancel=1, poll=0)):
-            for number in range(3):
-                world.send_orders(f"a-{number}", tenant="a", seconds=100)
-            world.send_orders("b-0", tenant="b", seconds=100)
-            await asyncio.sleep(1)
-
-    in_world(scenario)
+    world.create()
+    async with sleeping(world, shutdown=Shutdown(drain=4, cancel=1, poll=0)):
+        for number in range(3):
+            world.send_orders(f"a-{number}", tenant="a", seconds=100)
+        world.send_orders("b-0", tenant="b", seconds=100)
+        await asyncio.sleep(1)
     said = [text for text in caplog.messages if text.startswith(("Stopping", "Still", "Stopped"))]
     assert said[0] == "Stopping orders: waiting up to 4 s for 4 handlers (a:eu-west-1 3, b:eu-west-1 1)"
     assert said[-1].startswith("Stopped consuming memory://local/000000000000/orders after 4.")
 
 
-def test_a_pool_that_was_passed_keeps_a_stop_no_longer_than_an_own_one() -> None:
+@with_world
+async def test_a_pool_that_was_passed_keeps_a_stop_no_longer_than_an_own_one(world: World) -> None:
     """Its own PoolTimeouts.close is longer than what is left of the 30 s; it goes on closing, and the stop is over."""
+    world.create()
+    closed = asyncio.Event()
 
-    async def scenario(world: World) -> tuple[float, bool]:
-        world.create()
-        closed = asyncio.Event()
+    @asynccontextmanager
+    async def sticky(tenant: Tenant) -> Any:
+        try:
+            yield Database(tenant)
+        finally:
+            await asyncio.sleep(20)
+            closed.set()
 
-        @asynccontextmanager
-        async def sticky(tenant: Tenant) -> Any:
-            try:
-                yield Database(tenant)
-            finally:
-                await asyncio.sleep(20)
-                closed.set()
-
-        pool = ResourcePool(sticky, timeouts=PoolTimeouts(close=60))
-        orders = sleeping(world, pool)
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-            started = now()
-        took, open_still = now() - started, not closed.is_set()
-        await closed.wait()
-        await pool.aclose()
-        return took, open_still
-
-    took, open_still = in_world(scenario)
+    pool = ResourcePool(sticky, timeouts=PoolTimeouts(close=60))
+    orders = sleeping(world, pool)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+        started = now()
+    took, open_still = now() - started, not closed.is_set()
+    await closed.wait()
+    await pool.aclose()
     assert took <= Shutdown().close + 1.0
     assert open_still
 

@@ -188,7 +188,8 @@ def test_a_consumer_of_a_loop_that_was_closed_starts_in_the_next_one(caplog: pyt
     assert sum("of the consumer of orders was closed without a stop" in text for text in caplog.messages) == 1
 
 
-def test_a_start_that_hangs_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_start_that_hangs_says_what_it_waits_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Credentials of a process, a middleware or a queue that never answer have no time limit of their own."""
 
     class Hangs:
@@ -202,16 +203,13 @@ def test_a_start_that_hangs_says_what_it_waits_for(caplog: pytest.LogCaptureFixt
         async def __call__(self, payload: Any, ctx: Ctx, call_next: Any) -> None:
             await call_next(payload, ctx)
 
-    async def scenario(world: World) -> None:
-        world.create()
-        client = Slow(world)
-        for middleware in ([], [Hangs()]):
-            orders = consumer(client, middleware=middleware)
-            asyncio.get_running_loop().call_later(20, client.may_open.set)
-            async with orders:
-                await asyncio.sleep(30)
-
-    in_world(scenario)
+    world.create()
+    client = Slow(world)
+    for middleware in ([], [Hangs()]):
+        orders = consumer(client, middleware=middleware)
+        asyncio.get_running_loop().call_later(20, client.may_open.set)
+        async with orders:
+            await asyncio.sleep(30)
     told = [record.getMessage() for record in caplog.records if "takes longer" in record.getMessage()]
     assert told == [
         "The start of orders takes longer than 10 s: it waits for SQS to tell of the queue, or for credentials",
@@ -242,29 +240,25 @@ def test_a_cancelled_start_leaves_nothing_and_can_be_made_again() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_run_ends_when_it_is_stopped_before_it_runs(when: str) -> None:
+@with_world
+async def test_run_ends_when_it_is_stopped_before_it_runs(world: World, when: str) -> None:
     """Even if the queue never answers; the next run is not stopped."""
-
-    async def scenario(world: World) -> tuple[float, list[str]]:
-        world.create()
-        client = Slow(world)
-        handled: list[str] = []
-        orders = consumer(client, handled)
-        running = asyncio.create_task(orders.run(), name="run")
-        if when == "while":
-            await asyncio.sleep(3)
-        orders.stop()
-        orders.stop(now=True)
-        await running
-        took = asyncio.get_running_loop().time()
-        assert (client.open, orders.running, running.cancelling()) == (0, False, 0)
-        client.may_open.set()
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(1)
-        return took, handled
-
-    took, handled = in_world(scenario)
+    world.create()
+    client = Slow(world)
+    handled: list[str] = []
+    orders = consumer(client, handled)
+    running = asyncio.create_task(orders.run(), name="run")
+    if when == "while":
+        await asyncio.sleep(3)
+    orders.stop()
+    orders.stop(now=True)
+    await running
+    took = asyncio.get_running_loop().time()
+    assert (client.open, orders.running, running.cancelling()) == (0, False, 0)
+    client.may_open.set()
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(1)
     assert took == (3.0 if when == "while" else 0.0)
     assert handled == ["1"]
 
@@ -517,19 +511,18 @@ def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run() -> None:
     assert in_world(scenario) == [Concurrency(total=5), Concurrency(total=7)]
 
 
-def test_a_time_limit_that_is_adjusted_is_told_to_hold_from_the_next_start(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_time_limit_that_is_adjusted_is_told_to_hold_from_the_next_start(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who wants to free the slots of what hangs learns that it does not, and who changes numbers what is lost."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        orders = consumer(world.client, concurrency=Concurrency(total=1, handler_timeout=30))
-        async with orders:
-            orders.adjust(Concurrency(total=5, handler_timeout=30))
-            assert not any("adjust" in text or "next start" in text for text in caplog.messages)
-            orders.adjust(Concurrency(total=5, handler_timeout=2))
-        orders.adjust(Concurrency(total=5))
-
-    in_world(scenario)
+    world.create()
+    orders = consumer(world.client, concurrency=Concurrency(total=1, handler_timeout=30))
+    async with orders:
+        orders.adjust(Concurrency(total=5, handler_timeout=30))
+        assert not any("adjust" in text or "next start" in text for text in caplog.messages)
+        orders.adjust(Concurrency(total=5, handler_timeout=2))
+    orders.adjust(Concurrency(total=5))
     told = [text for text in caplog.messages if "next start" in text]
     assert told == [
         "Concurrency(handler_timeout=2) holds from the next start of the consumer of orders on, and 30 until then"

@@ -25,7 +25,7 @@ from postroom.local.shapes import Send
 from postroom.message import Message
 from postroom.options import Polling
 from postroom.payloads import Decoder
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 class Deployment:
@@ -431,27 +431,24 @@ def test_a_bare_retry_of_on_error_is_as_late_as_the_backoff_is() -> None:
 @pytest.mark.parametrize(
     ("mode", "waits"), [(AckMode.ON_SUCCESS, True), (AckMode.ALWAYS, False), (AckMode.MANUAL, False)]
 )
-def test_the_line_tells_of_a_wait_where_there_is_one(
-    mode: AckMode, waits: bool, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_the_line_tells_of_a_wait_where_there_is_one(
+    world: World, mode: AckMode, waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With ``AckMode.ALWAYS`` the messages were deleted, and the line said that they wait."""
+    world.create(dead_letters="dead")
 
-    async def scenario(world: World) -> None:
-        world.create(dead_letters="dead")
+    def context(_message: Message) -> Tenant:
+        raise KeyError("DSN")
 
-        def context(_message: Message) -> Tenant:
-            raise KeyError("DSN")
+    consumer: Consumer[Tenant, None] = Consumer("orders", context=context, ack=mode, client=world.client)
 
-        consumer: Consumer[Tenant, None] = Consumer("orders", context=context, ack=mode, client=world.client)
+    @consumer.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
 
-        @consumer.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
-
-        world.send_orders(*map(str, range(30)))
-        async with consumer:
-            await asyncio.sleep(5)
-
-    in_world(scenario)
+    world.send_orders(*map(str, range(30)))
+    async with consumer:
+        await asyncio.sleep(5)
     (told,) = [text for text in caplog.messages if "messages in a row" in text]
     assert ("waits 300 s, until it works again" in told) == waits
 

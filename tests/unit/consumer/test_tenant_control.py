@@ -29,7 +29,7 @@ from postroom.local import LocalBroker
 from postroom.message import Message
 from postroom.options import Faults, OpenBackoff
 from support.receives import LIMITS
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -100,23 +100,19 @@ def test_a_decision_in_the_middle_of_a_receive_holds_for_all_of_it(
 
 
 @pytest.mark.parametrize("rate", [0.5, 3.0, 50.0, 400.0])
-def test_a_rate_is_kept_exactly(rate: float) -> None:
+@with_world
+async def test_a_rate_is_kept_exactly(world: World, rate: float) -> None:
     """After the first burst of one second's worth there are as many starts as the rate says, to a message."""
-
-    async def scenario(world: World) -> tuple[list[float], float]:
-        world.create()
-        starts: list[float] = []
-        orders = starts_of(world, starts, concurrency=Concurrency(total=20, per_tenant=20))
-        orders.tenants.limit(A, rate=rate)
-        seconds = min(1_000 / rate, 400)
-        world.send_orders(*map(str, range(1_200)), tenant="a", seconds=0.001)
-        async with orders:
-            await asyncio.sleep(seconds)
-            world.broker.purge("orders")
-            orders.tenants.limit(A, rate=None)
-        return starts, seconds
-
-    starts, seconds = in_world(scenario)
+    world.create()
+    starts: list[float] = []
+    orders = starts_of(world, starts, concurrency=Concurrency(total=20, per_tenant=20))
+    orders.tenants.limit(A, rate=rate)
+    seconds = min(1_000 / rate, 400)
+    world.send_orders(*map(str, range(1_200)), tenant="a", seconds=0.001)
+    async with orders:
+        await asyncio.sleep(seconds)
+        world.broker.purge("orders")
+        orders.tenants.limit(A, rate=None)
     began = starts[0]
     burst = max(1.0, rate)
     in_time = [at for at in starts if at - began <= seconds - 1]

@@ -29,7 +29,7 @@ from postroom.consumer.context import _key_of
 from postroom.events import Event, HandlerFinished, MessageFailed
 from postroom.message import Message
 from postroom.transactions import MessageKey
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 class Ledger:
@@ -229,29 +229,26 @@ def test_it_leaves_a_task_group() -> None:
     assert handled_twice(grouped).effects == ["1"]
 
 
-def test_a_failure_beside_it_in_a_group_counts() -> None:
+@with_world
+async def test_a_failure_beside_it_in_a_group_counts(world: World) -> None:
     """Something that was to be done beside the transaction was not done: the message comes again."""
 
     async def beside() -> None:
         raise OSError
 
-    async def scenario(world: World) -> Office:
-        world.create(dead_letters="dead")
-        office = Office(world)
-        world.send_orders("1")
+    world.create(dead_letters="dead")
+    office = Office(world)
+    world.send_orders("1")
 
-        async def grouped(order: Order, ctx: Ctx) -> None:
-            if office.calls[order.order_id] == 1:
-                await record(order, ctx)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(beside())
-                group.create_task(record(order, ctx))
+    async def grouped(order: Order, ctx: Ctx) -> None:
+        if office.calls[order.order_id] == 1:
+            await record(order, ctx)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(beside())
+            group.create_task(record(order, ctx))
 
-        await office.run(grouped)
-        assert world.counts("dead") == (1, 0)
-        return office
-
-    office = in_world(scenario)
+    await office.run(grouped)
+    assert world.counts("dead") == (1, 0)
     assert office.effects == ["1"]
     errors = [failure.error for failure in office.failures]
     assert [type(error) for error in errors] == [ExceptionGroup] * 3
@@ -280,46 +277,39 @@ def test_it_is_acknowledged_in_every_mode(ack: AckMode) -> None:
     assert in_world(scenario).effects == ["1"]
 
 
-def test_a_concurrent_duplicate_waits_for_the_first() -> None:
+@with_world
+async def test_a_concurrent_duplicate_waits_for_the_first(world: World) -> None:
     """Two consumers have the message at the same time, because its visibility timeout ran out under the first."""
+    world.create()
+    offices = [Office(world), Office(world)]
+    offices[1].ledgers = offices[0].ledgers
+    world.send_orders("1", seconds=20.0)
 
-    async def scenario(world: World) -> list[Office]:
-        world.create()
-        offices = [Office(world), Office(world)]
-        offices[1].ledgers = offices[0].ledgers
-        world.send_orders("1", seconds=20.0)
+    async def handle(order: Order, ctx: Ctx) -> None:
+        if ctx.message.receive_count == 1:
+            world.broker.change_visibility("orders", ctx.message.receipt_handle, 0)
+        await record(order, ctx)
 
-        async def handle(order: Order, ctx: Ctx) -> None:
-            if ctx.message.receive_count == 1:
-                world.broker.change_visibility("orders", ctx.message.receipt_handle, 0)
-            await record(order, ctx)
-
-        await asyncio.gather(*(office.run(handle) for office in offices))
-        assert world.counts() == (0, 0)
-        return offices
-
-    offices = in_world(scenario)
+    await asyncio.gather(*(office.run(handle) for office in offices))
+    assert world.counts() == (0, 0)
     assert offices[0].effects == ["1"]
     assert sum(office.calls["1"] for office in offices) == 2
 
 
-def test_a_business_key_recognises_what_was_sent_twice() -> None:
+@with_world
+async def test_a_business_key_recognises_what_was_sent_twice(world: World) -> None:
     """Within the tenant's own ledger: another tenant's order of the same number is another."""
 
     async def record_once(order: Order, ctx: Ctx) -> None:
         async with ctx.transaction(key=order.order_id) as effects:
             effects.append(order.order_id)
 
-    async def scenario(world: World) -> Office:
-        world.create()
-        office = Office(world)
-        world.send_orders("1", "1", "2")
-        world.send_orders("1", tenant="b")
-        await office.run(record_once)
-        assert world.counts() == (0, 0)
-        return office
-
-    office = in_world(scenario)
+    world.create()
+    office = Office(world)
+    world.send_orders("1", "1", "2")
+    world.send_orders("1", tenant="b")
+    await office.run(record_once)
+    assert world.counts() == (0, 0)
     assert sorted(office.effects) == ["1", "1", "2"]
     # With the tenant's name: two tenants of one database may have an order of one number.
     named = 'tenant:47:Tenant:j:{"region":"eu-west-1","tenant_id":"b"}:1'
@@ -376,26 +366,22 @@ def test_an_acknowledgement_before_the_commit_is_refused() -> None:
     assert "after the block" in str(error)
 
 
-def test_an_acknowledgement_after_the_commit_is_confirmed() -> None:
+@with_world
+async def test_an_acknowledgement_after_the_commit_is_confirmed(world: World) -> None:
     """In MANUAL mode, as ever; also after a transaction that failed."""
+    world.create()
+    office = Office(world, ack=AckMode.MANUAL)
+    world.send_orders("1")
 
-    async def scenario(world: World) -> Office:
-        world.create()
-        office = Office(world, ack=AckMode.MANUAL)
-        world.send_orders("1")
+    async def handle(order: Order, ctx: Ctx) -> None:
+        with pytest.raises(KeyError):
+            async with ctx.transaction():
+                raise KeyError
+        await record(order, ctx)
+        await ctx.ack()
+        assert world.counts() == (0, 0)
 
-        async def handle(order: Order, ctx: Ctx) -> None:
-            with pytest.raises(KeyError):
-                async with ctx.transaction():
-                    raise KeyError
-            await record(order, ctx)
-            await ctx.ack()
-            assert world.counts() == (0, 0)
-
-        await office.run(handle)
-        return office
-
-    office = in_world(scenario)
+    await office.run(handle)
     assert office.effects == ["1"]
     assert office.failures == []
 

@@ -9,7 +9,7 @@ from postroom.dead_letters import DeadLetterQueue, open_dead_letters
 from postroom.dead_letters.walking import Walk
 from postroom.errors import AccessDenied, ServiceUnavailable
 from postroom.transports.protocol import VisibilityChange
-from support.world import World, in_world, with_world
+from support.world import World, with_world
 
 HOLD = 30.0
 
@@ -88,27 +88,24 @@ async def test_a_receive_does_not_go_through_all_letters_that_are_held(world: Wo
 @pytest.mark.parametrize(
     ("refusals", "told"), [([ServiceUnavailable("busy")] * 2, False), ([AccessDenied("no")], True)]
 )
-def test_letters_that_stay_invisible_after_a_look_are_told(
-    refusals: list[Exception], told: bool, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_letters_that_stay_invisible_after_a_look_are_told(
+    world: World, refusals: list[Exception], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A call that fails for now is made again; one that is denied is a line that says for how long."""
+    async with world.client:
+        queue = await letters(world, 25)
+        change = queue._queue.change_visibility
+        left = list(refusals)
 
-    async def scenario(world: World) -> None:
-        async with world.client:
-            queue = await letters(world, 25)
-            change = queue._queue.change_visibility
-            left = list(refusals)
+        async def refusing(changes: list[VisibilityChange]) -> Any:
+            if left:
+                raise left.pop()
+            return await change(changes)
 
-            async def refusing(changes: list[VisibilityChange]) -> Any:
-                if left:
-                    raise left.pop()
-                return await change(changes)
-
-            queue._queue.change_visibility = refusing  # type: ignore[assignment, method-assign]
-            assert len([letter async for letter in queue.letters()]) == 25
-            assert await queue.hidden() == (25 if told else 0)
-
-    in_world(scenario)
+        queue._queue.change_visibility = refusing  # type: ignore[assignment, method-assign]
+        assert len([letter async for letter in queue.letters()]) == 25
+        assert await queue.hidden() == (25 if told else 0)
     said = [each.getMessage() for each in caplog.records if "visible again" in each.getMessage()]
     assert bool(said) == told
     if told:

@@ -17,40 +17,32 @@ from support.world import Databases, Tenant, World, in_world, with_world
 A, B = Tenant("a"), Tenant("b")
 
 
-def test_a_limit_holds_over_all_replicas() -> None:
+@with_world
+async def test_a_limit_holds_over_all_replicas(world: World) -> None:
     """F1: three replicas with eight slots each run three handlers of a tenant together, and all take part."""
-
-    async def scenario(world: World) -> Diary:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        world.send_orders(*map(str, range(120)), tenant="a", seconds=0.25)
-        async with AsyncExitStack() as stack:
-            for name in ("one", "two", "three"):
-                await stack.enter_async_context(replica(world, diary, Fleet(state, per_tenant=3), name))
-            await asyncio.sleep(30)
-        assert world.counts() == (0, 0)
-        return diary
-
-    diary = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    world.send_orders(*map(str, range(120)), tenant="a", seconds=0.25)
+    async with AsyncExitStack() as stack:
+        for name in ("one", "two", "three"):
+            await stack.enter_async_context(replica(world, diary, Fleet(state, per_tenant=3), name))
+        await asyncio.sleep(30)
+    assert world.counts() == (0, 0)
     assert diary.most["a"] == 3
     assert len(diary.starts) == 120
     assert {who for _, who, _ in diary.starts} == {"one", "two", "three"}
     assert diary.starts[-1][0] <= 120 * 0.25 / 3 + 4  # the cap is used, too
 
 
-def test_a_limit_that_is_true_or_false_is_the_default() -> None:
+@with_world
+async def test_a_limit_that_is_true_or_false_is_the_default(world: World) -> None:
     """An ``overrides=`` that answers yes or no sets no limit; above all, the store is asked for numbers only."""
-
-    async def scenario(world: World) -> tuple[Diary, FaultyState]:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        for tenant in ("a", "b"):
-            world.send_orders(*(f"{tenant}{number}" for number in range(10)), tenant=tenant, seconds=0.5)
-        async with replica(world, diary, Fleet(state, per_tenant=3, overrides=lambda tenant: tenant == A)):
-            await asyncio.sleep(10)
-        return diary, state
-
-    diary, state = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    for tenant in ("a", "b"):
+        world.send_orders(*(f"{tenant}{number}" for number in range(10)), tenant=tenant, seconds=0.5)
+    async with replica(world, diary, Fleet(state, per_tenant=3, overrides=lambda tenant: tenant == A)):
+        await asyncio.sleep(10)
     assert diary.most == {"a": 3, "b": 3}
     assert {type(ask.cap) for _, request in state.requests for ask in request.asks} == {int}
 
@@ -84,41 +76,33 @@ def test_a_limit_that_cannot_be_chosen_is_told_once(
     assert line.startswith(f"Fleet(overrides=...) for tenant a:eu-west-1 {said}")
 
 
-def test_a_tenant_alone_may_use_the_local_limit() -> None:
+@with_world
+async def test_a_tenant_alone_may_use_the_local_limit(world: World) -> None:
     """F4: what no other replica needs is granted at once, up to what the replica itself allows."""
-
-    async def scenario(world: World) -> Diary:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        world.send_orders(*map(str, range(40)), tenant="a", seconds=0.5)
-        async with replica(world, diary, Fleet(state, per_tenant=20)):
-            await asyncio.sleep(10)
-        return diary
-
-    diary = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    world.send_orders(*map(str, range(40)), tenant="a", seconds=0.5)
+    async with replica(world, diary, Fleet(state, per_tenant=20)):
+        await asyncio.sleep(10)
     assert diary.most["a"] == 8
     assert diary.starts[-1][0] < 4
 
 
-def test_no_message_waits_for_the_store() -> None:
+@with_world
+async def test_no_message_waits_for_the_store(world: World) -> None:
     """F6: a thousand messages of ten tenants cost a few calls, and a new tenant is asked for at once."""
-
-    async def scenario(world: World) -> tuple[Diary, FaultyState, float]:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        async with replica(world, diary, Fleet(state, per_tenant=20), polling=Polling(wait=20.0, scout=False)):
-            await asyncio.sleep(5.3)
-            sent = asyncio.get_running_loop().time()
-            world.send_orders("new", tenant="new", seconds=0.0)
-            await asyncio.sleep(1)
-            before = len(state.requests)
-            for number in range(10):
-                world.send_orders(*map(str, range(100)), tenant=f"t{number}", seconds=0.05)
-            await asyncio.sleep(10)
-            del state.requests[:before]
-        return diary, state, sent
-
-    diary, state, sent = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    async with replica(world, diary, Fleet(state, per_tenant=20), polling=Polling(wait=20.0, scout=False)):
+        await asyncio.sleep(5.3)
+        sent = asyncio.get_running_loop().time()
+        world.send_orders("new", tenant="new", seconds=0.0)
+        await asyncio.sleep(1)
+        before = len(state.requests)
+        for number in range(10):
+            world.send_orders(*map(str, range(100)), tenant=f"t{number}", seconds=0.05)
+        await asyncio.sleep(10)
+        del state.requests[:before]
     assert diary.starts[0][0] - sent < 0.05
     assert len(diary.starts) == 1_001
     assert len(state.requests) <= 0.02 * 1_000 + 10
@@ -156,27 +140,23 @@ async def test_a_pause_holds_everywhere(world: World, lost: bool) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.05, 0.3])
-def test_a_pause_takes_a_tick_and_three_calls_at_most(delay: float) -> None:
+@with_world
+async def test_a_pause_takes_a_tick_and_three_calls_at_most(world: World, delay: float) -> None:
     """F11: one call to write it down, and two in which the others hear that there is one and read it."""
     tick = 1.0
-
-    async def scenario(world: World) -> list[float]:
-        world.create()
-        loop, state, took = asyncio.get_running_loop(), FaultyState(), list[float]()
-        state.delay = delay
-        one, two = (replica(world, Diary(), Fleet(state, per_tenant=8, tick=tick), name) for name in ("one", "two"))
-        async with one, two:
-            for moment in range(20):
-                await asyncio.sleep(3 + moment / 20)
-                decided = loop.time()
-                one.tenants.pause(A, reason="move")
-                while two.tenants[A].state is not TenantState.PAUSED:
-                    await asyncio.sleep(0.001)
-                took.append(loop.time() - decided)
-                one.tenants.resume(A)
-        return took
-
-    took = in_world(scenario)
+    world.create()
+    loop, state, took = asyncio.get_running_loop(), FaultyState(), list[float]()
+    state.delay = delay
+    one, two = (replica(world, Diary(), Fleet(state, per_tenant=8, tick=tick), name) for name in ("one", "two"))
+    async with one, two:
+        for moment in range(20):
+            await asyncio.sleep(3 + moment / 20)
+            decided = loop.time()
+            one.tenants.pause(A, reason="move")
+            while two.tenants[A].state is not TenantState.PAUSED:
+                await asyncio.sleep(0.001)
+            took.append(loop.time() - decided)
+            one.tenants.resume(A)
     assert max(took) < tick + 3 * delay + 0.005
     assert max(took) > tick + delay  # it is no less than that
 
@@ -377,19 +357,15 @@ def test_the_fallback_is_chosen(fallback: str, most: int) -> None:
     assert in_world(scenario) == most
 
 
-def test_a_start_without_the_store_works_after_a_lease() -> None:
+@with_world
+async def test_a_start_without_the_store_works_after_a_lease(world: World) -> None:
     """F8: a store that is not there yet delays the first message by a lease, and fails nothing."""
-
-    async def scenario(world: World) -> Diary:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        state.gone = True
-        world.send_orders(*map(str, range(5)), tenant="a", seconds=0.1)
-        async with replica(world, diary, Fleet(state, per_tenant=4, lease=6)):
-            await asyncio.sleep(12)
-        return diary
-
-    diary = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    state.gone = True
+    world.send_orders(*map(str, range(5)), tenant="a", seconds=0.1)
+    async with replica(world, diary, Fleet(state, per_tenant=4, lease=6)):
+        await asyncio.sleep(12)
     assert len(diary.starts) == 5
     assert 5 < diary.starts[0][0] < 7
     assert diary.most["a"] == 1  # how many replicas there are was never known
@@ -517,45 +493,37 @@ def test_each_outage_of_the_store_leaves_each_replica_its_part_of_a_rate() -> No
     assert together == dict.fromkeys(("one", "two", "three"), pytest.approx(1 / 3, abs=0.1))
 
 
-def test_a_clean_stop_returns_slots_at_once() -> None:
+@with_world
+async def test_a_clean_stop_returns_slots_at_once(world: World) -> None:
     """F3: the other replica has them within two ticks, not after the lease."""
-
-    async def scenario(world: World) -> tuple[Diary, float]:
-        world.create()
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4, lease=60)
-        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
-        world.send_orders(*map(str, range(400)), tenant="a", seconds=0.2)
-        async with two:
-            async with one:
-                await asyncio.sleep(4)
-            stopped = asyncio.get_running_loop().time()
-            diary.most.clear()
-            await asyncio.sleep(2.5)
-            assert diary.most["a"] == 4
-        return diary, stopped
-
-    diary, stopped = in_world(scenario)
+    world.create()
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=4, lease=60)
+    one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+    world.send_orders(*map(str, range(400)), tenant="a", seconds=0.2)
+    async with two:
+        async with one:
+            await asyncio.sleep(4)
+        stopped = asyncio.get_running_loop().time()
+        diary.most.clear()
+        await asyncio.sleep(2.5)
+        assert diary.most["a"] == 4
     assert [at for at in diary.by("one") if at > stopped] == []
 
 
-def test_a_fleet_of_one_name_is_one_limit_for_two_queues() -> None:
+@with_world
+async def test_a_fleet_of_one_name_is_one_limit_for_two_queues(world: World) -> None:
     """Two consumers of different queues with the same name share the tenant's slots."""
-
-    async def scenario(world: World) -> Diary:
-        world.create()
-        world.create("invoices")
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=2, name="database")
-        one = replica(world, diary, fleet, "one")
-        two = replica(world, diary, fleet, "two", queue="invoices")
-        world.send_orders(*map(str, range(20)), tenant="a", seconds=0.2)
-        for number in range(20):
-            world.send({"order_id": str(number), "seconds": 0.2}, tenant="a", queue="invoices")
-        async with one, two:
-            await asyncio.sleep(10)
-        return diary
-
-    diary = in_world(scenario)
+    world.create()
+    world.create("invoices")
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=2, name="database")
+    one = replica(world, diary, fleet, "one")
+    two = replica(world, diary, fleet, "two", queue="invoices")
+    world.send_orders(*map(str, range(20)), tenant="a", seconds=0.2)
+    for number in range(20):
+        world.send({"order_id": str(number), "seconds": 0.2}, tenant="a", queue="invoices")
+    async with one, two:
+        await asyncio.sleep(10)
     assert len(diary.starts) == 40
     assert diary.most["a"] == 2
 
@@ -580,27 +548,23 @@ async def test_the_signal_to_scale_on_ignores_a_noisy_tenant(world: World) -> No
         assert said.oldest_wait_within_share > 5
 
 
-def test_a_tenant_without_a_slot_here_makes_room_for_others() -> None:
+@with_world
+async def test_a_tenant_without_a_slot_here_makes_room_for_others(world: World) -> None:
     """A replica without a slot for a noisy tenant defers its messages, which come back once it has one: none waits."""
-
-    async def scenario(world: World) -> tuple[Diary, float, int]:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=1, lease=6.0)
-        options: dict[str, Any] = {"polling": Polling(wait=1.0, scout=False, prefetch=10, lane=2)}
-        world.send_orders(*map(str, range(90)), tenant="noisy", seconds=0.5)
-        async with replica(world, diary, fleet, "one", **options) as one:
-            await asyncio.sleep(2)
-            async with replica(world, diary, fleet, "two", **options) as two:
-                await asyncio.sleep(3)
-                sent = asyncio.get_running_loop().time()
-                world.send_orders(*map(str, range(6)), tenant="quiet", seconds=0.0)
-                await asyncio.sleep(70)
-                deferred = one.statistics().deferred + two.statistics().deferred
-        assert world.counts() == (0, 0)
-        return diary, sent, deferred
-
-    diary, sent, deferred = in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=1, lease=6.0)
+    options: dict[str, Any] = {"polling": Polling(wait=1.0, scout=False, prefetch=10, lane=2)}
+    world.send_orders(*map(str, range(90)), tenant="noisy", seconds=0.5)
+    async with replica(world, diary, fleet, "one", **options) as one:
+        await asyncio.sleep(2)
+        async with replica(world, diary, fleet, "two", **options) as two:
+            await asyncio.sleep(3)
+            sent = asyncio.get_running_loop().time()
+            world.send_orders(*map(str, range(6)), tenant="quiet", seconds=0.0)
+            await asyncio.sleep(70)
+            deferred = one.statistics().deferred + two.statistics().deferred
+    assert world.counts() == (0, 0)
     quiet = [at - sent for at, _, tenant in diary.starts if tenant == "quiet"]
     assert len(quiet) == 6
     assert max(quiet) < 2.0

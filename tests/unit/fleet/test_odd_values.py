@@ -10,7 +10,7 @@ from postroom import ConfigurationError, Fleet, TenantState
 from postroom.fleet import Decisions
 from postroom.fleet.decisions import Verdict, verdicts
 from support.fleet import Diary, FaultyState, replica
-from support.world import Tenant, World, in_world, with_world
+from support.world import Tenant, World, with_world
 
 A, B = Tenant("a"), Tenant("b")
 NAME = 'j:{"region":"eu-west-1","tenant_id":"%s"}'
@@ -55,37 +55,34 @@ def test_what_can_be_used_is(text: str) -> None:
     "text", ['{"value":-1}', f'{{"value":1{"0" * 30}}}', '{"value":"many"}', "{", '{"value":1e30}']
 )
 @pytest.mark.parametrize("part", ["concurrency", "rate"])
-def test_a_bad_limit_in_the_store_is_one_line_and_stops_nothing(
-    part: str, text: str, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_bad_limit_in_the_store_is_one_line_and_stops_nothing(
+    world: World, part: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its tenant has the limits of the options; a pause of it holds; other tenants, and their limits, go on."""
-
-    async def scenario(world: World) -> None:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=4)
-        async with replica(world, diary, fleet) as one:
-            one.tenants.limit(B, concurrency=1)
-            await asyncio.sleep(2)
-            await state.decide("orders", {f"{part} {NAME % 'a'}": text})
-            world.send_orders(*map(str, range(8)), tenant="a", seconds=1)
-            world.send_orders(*map(str, range(8)), tenant="b", seconds=1)
-            await asyncio.sleep(30)
-            assert diary.most == {"a": 4, "b": 1}
-            assert one.statistics().succeeded == 16
-            await state.decide("orders", {f"state {NAME % 'a'}": '{"value":"paused"}'})
-            await asyncio.sleep(2)
-            assert one.tenants[A].state is TenantState.PAUSED
-            found = one.statistics().fleet
-            assert found is not None
-            assert (found.failed_exchanges, found.reachable) == (0, True)
-            one.tenants.resume(A)
-            changes: dict[str, Any] = {part: 2}
-            one.tenants.limit(A, **changes)
-            await asyncio.sleep(2)
-            assert getattr(one.tenants[A], part) == 2
-
-    in_world(scenario)
+    world.create()
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=4)
+    async with replica(world, diary, fleet) as one:
+        one.tenants.limit(B, concurrency=1)
+        await asyncio.sleep(2)
+        await state.decide("orders", {f"{part} {NAME % 'a'}": text})
+        world.send_orders(*map(str, range(8)), tenant="a", seconds=1)
+        world.send_orders(*map(str, range(8)), tenant="b", seconds=1)
+        await asyncio.sleep(30)
+        assert diary.most == {"a": 4, "b": 1}
+        assert one.statistics().succeeded == 16
+        await state.decide("orders", {f"state {NAME % 'a'}": '{"value":"paused"}'})
+        await asyncio.sleep(2)
+        assert one.tenants[A].state is TenantState.PAUSED
+        found = one.statistics().fleet
+        assert found is not None
+        assert (found.failed_exchanges, found.reachable) == (0, True)
+        one.tenants.resume(A)
+        changes: dict[str, Any] = {part: 2}
+        one.tenants.limit(A, **changes)
+        await asyncio.sleep(2)
+        assert getattr(one.tenants[A], part) == 2
     said = [each.getMessage() for each in caplog.records if "cannot be used" in each.getMessage()]
     assert len(said) == 1
     assert said[0].startswith(f"Fleet orders: the {part} decided for tenant ")

@@ -360,32 +360,31 @@ async def test_two_consumers_of_a_queue_are_summed_and_a_shared_pool_is_told_onc
         assert opened == 1
 
 
-def test_collecting_in_another_thread_meets_no_error(recorded: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_collecting_in_another_thread_meets_no_error(
+    world: World, recorded: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
     """Exporters ask in threads of their own, while the loop changes what they look at."""
+    world.create()
+    done = threading.Event()
+    collected: list[int] = []
 
-    async def scenario(world: World) -> None:
-        world.create()
-        done = threading.Event()
-        collected: list[int] = []
+    def collect() -> None:
+        while not done.is_set():
+            collected.append(len(recorded.metrics()))
 
-        def collect() -> None:
-            while not done.is_set():
-                collected.append(len(recorded.metrics()))
-
-        thread = threading.Thread(target=collect)
-        async with consumer(world, recorded.telemetry(tenants=TopTenants(3)), context=Tenant):
-            thread.start()
-            for number in range(600):
-                world.send_orders(str(number), tenant=f"t{number % 50}", seconds=0.01)
-                if number % 100 == 99:
-                    await asyncio.sleep(1)
-            await asyncio.sleep(5)
-        done.set()
-        thread.join()
-        assert len(collected) > 3
-        assert recorded.value("postroom.handlers.succeeded", **_queue()) == 600
-
-    in_world(scenario)
+    thread = threading.Thread(target=collect)
+    async with consumer(world, recorded.telemetry(tenants=TopTenants(3)), context=Tenant):
+        thread.start()
+        for number in range(600):
+            world.send_orders(str(number), tenant=f"t{number % 50}", seconds=0.01)
+            if number % 100 == 99:
+                await asyncio.sleep(1)
+        await asyncio.sleep(5)
+    done.set()
+    thread.join()
+    assert len(collected) > 3
+    assert recorded.value("postroom.handlers.succeeded", **_queue()) == 600
     assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
 

@@ -40,7 +40,8 @@ async def _put(world: World, queue: str, *messages: OutgoingMessage) -> None:
             await opened.send([message])
 
 
-def test_everything_goes_along() -> None:
+@with_world
+async def test_everything_goes_along(world: World) -> None:
     """Body, attributes of every type, the group, the trace header."""
     whole = OutgoingMessage(
         body="body",
@@ -52,17 +53,12 @@ def test_everything_goes_along() -> None:
         group_id="a",
         trace_header="Root=1-67891233-abcdef012345678912345678",
     )
-
-    async def scenario(world: World) -> tuple[Relayed, Message]:
-        world.create("here")
-        world.create("there")
-        await _put(world, "here", whole)
-        done = await relay("here", "there", client=world.client)
-        [message] = await _all(world, "there")
-        assert world.counts("here") == (0, 0)
-        return done, message
-
-    done, message = in_world(scenario)
+    world.create("here")
+    world.create("there")
+    await _put(world, "here", whole)
+    done = await relay("here", "there", client=world.client)
+    [message] = await _all(world, "there")
+    assert world.counts("here") == (0, 0)
     assert done == Relayed(1, 0)
     assert (message.body, message.group_id, message.trace_header) == ("body", "a", whole.trace_header)
     assert message.message_attributes == whole.message_attributes
