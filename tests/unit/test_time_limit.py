@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from postroom.tasks import TimeLimit
-from postroom.testing.loop import run_virtual
 from support.kept import is_kept
+from support.virtual import in_virtual_time
 
 
 async def test_its_timer_keeps_no_context() -> None:
@@ -35,7 +35,8 @@ async def test_without_seconds_there_is_no_limit() -> None:
     assert not limit.expired()
 
 
-def test_a_pause_does_not_count() -> None:
+@in_virtual_time
+async def test_a_pause_does_not_count() -> None:
     """What was left before it is left after it; once the time is over, or the block left, a pause changes nothing."""
 
     async def work(limit: TimeLimit) -> None:
@@ -46,14 +47,11 @@ def test_a_pause_does_not_count() -> None:
             limit.resume()
             await asyncio.sleep(3600)
 
-    async def scenario() -> None:
-        time = asyncio.get_running_loop().time
-        began, limit = time(), TimeLimit(3.0)
-        with pytest.raises(TimeoutError):
-            await work(limit)
-        assert time() - began == pytest.approx(13.0)
-        limit.pause()
-        limit.resume()
-        assert limit.expired()
-
-    run_virtual(scenario())
+    time = asyncio.get_running_loop().time
+    began, limit = time(), TimeLimit(3.0)
+    with pytest.raises(TimeoutError):
+        await work(limit)
+    assert time() - began == pytest.approx(13.0)
+    limit.pause()
+    limit.resume()
+    assert limit.expired()

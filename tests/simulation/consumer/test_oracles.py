@@ -23,6 +23,7 @@ from simulation.consumer.plan import Kind, Plan, make_ordinary_plan
 from simulation.consumer.process import Process
 from simulation.consumer.schedule import run_consumer_schedule
 from simulation.consumer.watch import History, Watch
+from support.virtual import in_virtual_time
 
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
@@ -248,38 +249,32 @@ def test_a_redrive_policy_that_was_removed_gives_nothing_to_reject_to() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "extended", "violations"), [(8.0, False, 1), (8.0, True, 0), (5.5, False, 0)])
-def test_a_handler_that_goes_on_without_its_message_is_a_violation(
+@in_virtual_time
+async def test_a_handler_that_goes_on_without_its_message_is_a_violation(
     seconds: float, extended: bool, violations: int
 ) -> None:
     """Its visibility timeout of five seconds is over, and it was not cancelled; a second of grace is left."""
     history = History()
-
-    async def main() -> None:
-        watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
-        [message] = watch.received([_message("m")], 5.0, 0.0)
-        if extended:
-            changes = [VisibilityChange("m", 10)]
-            watch.changes(changes, beat=True)
-            watch.extended(changes, [], 0.0)
-        await asyncio.sleep(seconds)
-        assert watch.owns("m") is extended
-        watch.judge_owner(message, lambda _when: 0.0)
-
-    run_virtual(main())
+    watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
+    [message] = watch.received([_message("m")], 5.0, 0.0)
+    if extended:
+        changes = [VisibilityChange("m", 10)]
+        watch.changes(changes, beat=True)
+        watch.extended(changes, [], 0.0)
+    await asyncio.sleep(seconds)
+    assert watch.owns("m") is extended
+    watch.judge_owner(message, lambda _when: 0.0)
     assert len(history.violations) == violations
 
 
-def test_time_in_which_nothing_ran_is_no_fault_of_the_handler() -> None:
+@in_virtual_time
+async def test_time_in_which_nothing_ran_is_no_fault_of_the_handler() -> None:
     """The event loop was blocked for longer than the visibility timeout."""
     history = History()
-
-    async def main() -> None:
-        watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
-        [message] = watch.received([_message("m")], 5.0, 0.0)
-        await asyncio.sleep(9)
-        watch.judge_owner(message, lambda when: 9.0 - when)
-
-    run_virtual(main())
+    watch = Watch(history, "p", make_ordinary_plan(3), lambda _: None, Ledger(Policies(None)))
+    [message] = watch.received([_message("m")], 5.0, 0.0)
+    await asyncio.sleep(9)
+    watch.judge_owner(message, lambda when: 9.0 - when)
     assert history.violations == []
 
 

@@ -15,6 +15,7 @@ from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import QueueInfo
 from support.scripted import ScriptedQueue
+from support.virtual import in_virtual_time
 
 HOUR = 3600.0
 
@@ -94,7 +95,8 @@ def test_a_message_without_a_time_was_sent_before_it_was_received() -> None:
 
 
 @pytest.mark.parametrize("odd", ["", "0", "-5", "NaN", "inf", "soon"])
-def test_odd_attributes_of_a_queue_are_no_facts(odd: str) -> None:
+@in_virtual_time
+async def test_odd_attributes_of_a_queue_are_no_facts(odd: str) -> None:
     """With a retention period of 0 each message that waits would be a dead letter. What else is said counts."""
 
     class Odd(Hourly):
@@ -103,14 +105,11 @@ def test_odd_attributes_of_a_queue_are_no_facts(odd: str) -> None:
             names = ("MessageRetentionPeriod", "ApproximateNumberOfMessagesNotVisible")
             return {**dict.fromkeys(names, odd), "RedrivePolicy": policy}
 
-    async def main() -> None:
-        facts = QueueFacts(Odd(), Tasks(lambda _error: None))
-        await asyncio.sleep(facts_of.REFRESH)
-        facts.keep_up(asyncio.get_running_loop().time())
-        await asyncio.sleep(1)
-        fresh = job(sent=None, first=0.0, asked=asyncio.get_running_loop().time())
-        assert facts.seconds_left(fresh) == pytest.approx(HOUR - 60)
-        assert facts.max_receives == 7
-        assert facts.why_full() is None
-
-    run_virtual(main())
+    facts = QueueFacts(Odd(), Tasks(lambda _error: None))
+    await asyncio.sleep(facts_of.REFRESH)
+    facts.keep_up(asyncio.get_running_loop().time())
+    await asyncio.sleep(1)
+    fresh = job(sent=None, first=0.0, asked=asyncio.get_running_loop().time())
+    assert facts.seconds_left(fresh) == pytest.approx(HOUR - 60)
+    assert facts.max_receives == 7
+    assert facts.why_full() is None

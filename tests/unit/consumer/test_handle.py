@@ -19,6 +19,7 @@ from postroom.options import Call
 from postroom.testing.loop import run_virtual
 from support.kept import is_kept
 from support.settles import Recorded, context_of
+from support.virtual import in_virtual_time
 
 
 async def call(handler: Callable[..., Any], *, ctx: MessageContext[Any, Any] | None = None, **options: Any) -> None:
@@ -328,14 +329,11 @@ def test_the_time_limit_of_a_plain_handler_holds_for_what_is_async_around_it(pla
     assert run_virtual(main()) == (1.0 if place == "middleware before" else 21.0)
 
 
-def test_a_thread_that_takes_longer_than_the_time_limit_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_thread_that_takes_longer_than_the_time_limit_succeeds(caplog: pytest.LogCaptureFixture) -> None:
     """It cannot be cancelled, and its work is done: what it does is all that can be told."""
-
-    async def main() -> None:
-        threads: Any = Inline(20.0)
-        await call(lambda payload, ctx: None, timeout=1.0, threads=threads)
-
-    run_virtual(main())
+    threads: Any = Inline(20.0)
+    await call(lambda payload, ctx: None, timeout=1.0, threads=threads)
     [line] = caplog.messages
     assert "has run for 1 s; a thread cannot be cancelled" in line
 

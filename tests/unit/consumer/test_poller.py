@@ -21,6 +21,7 @@ from postroom.settlement import Moment
 from postroom.tasks import Tasks
 from postroom.testing.loop import VirtualLoop, run_virtual, settle
 from support.scripted import ScriptedQueue, message
+from support.virtual import in_virtual_time
 
 POLLERS = 8
 BATCH = 10
@@ -204,48 +205,42 @@ def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.Lo
     assert levels[3][1].startswith("Receiving from orders works again after ")
 
 
-def test_a_receive_that_is_not_answered_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_receive_that_is_not_answered_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """Ten seconds after its wait, long before its transport gives it up; and again in the next trouble."""
-
-    async def main() -> None:
-        caplog.set_level(logging.INFO)
-        async with Pollers() as pollers:
-            await asyncio.sleep(29)
-            assert not caplog.messages
-            await asyncio.sleep(71)
-            await pollers.answer(BATCH)
-            await asyncio.sleep(5)
-            for _ in range(POLLERS):
-                await pollers.answer(1)
-            await asyncio.sleep(40)
-
-    run_virtual(main())
+    caplog.set_level(logging.INFO)
+    async with Pollers() as pollers:
+        await asyncio.sleep(29)
+        assert not caplog.messages
+        await asyncio.sleep(71)
+        await pollers.answer(BATCH)
+        await asyncio.sleep(5)
+        for _ in range(POLLERS):
+            await pollers.answer(1)
+        await asyncio.sleep(40)
     silent = "Receiving from orders brings no answer: SQS has been silent for 30 s; tried again until it works"
     assert caplog.messages[0] == caplog.messages[2] == silent
     assert caplog.messages[1] == "Receiving from orders works again after 70.0 s"
     assert len(caplog.messages) == 3
 
 
-def test_time_in_which_the_loop_stood_still_makes_no_receive_overdue(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_time_in_which_the_loop_stood_still_makes_no_receive_overdue(caplog: pytest.LogCaptureFixture) -> None:
     """Its answer may be in the socket."""
+    async with Pollers() as pollers:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        unread = 0.0
 
-    async def main() -> None:
-        async with Pollers() as pollers:
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, VirtualLoop)
-            unread = 0.0
+        def unread_since() -> float:
+            return loop.time() - unread
 
-            def unread_since() -> float:
-                return loop.time() - unread
-
-            pollers.watch.unread_since = unread_since  # type: ignore[method-assign]
-            await asyncio.sleep(19)
-            unread = 40.0
-            loop.block(unread)
-            await asyncio.sleep(0.5)
-            await pollers.answer(1)
-
-    run_virtual(main())
+        pollers.watch.unread_since = unread_since  # type: ignore[method-assign]
+        await asyncio.sleep(19)
+        unread = 40.0
+        loop.block(unread)
+        await asyncio.sleep(0.5)
+        await pollers.answer(1)
     assert not caplog.messages
 
 

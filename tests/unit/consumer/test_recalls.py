@@ -15,6 +15,7 @@ from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryQueue
 from postroom.transports.protocol import EntryFailure, VisibilityChange
 from support.scripted import ScriptedQueue
+from support.virtual import in_virtual_time
 from support.world import Order, Tenant, World, in_world
 
 
@@ -63,18 +64,15 @@ def test_an_entry_that_is_refused_for_now_is_tried_again(caplog: pytest.LogCaptu
     assert caplog.messages == []
 
 
-def test_an_entry_that_came_back_is_not_tried_again() -> None:
+@in_virtual_time
+async def test_an_entry_that_came_back_is_not_tried_again() -> None:
     """It was received while its call was out: to show it now would give it to a second consumer."""
     queue = refusing("InternalError", "InternalError")
-
-    async def scenario() -> None:
-        recalls = Recalls(Tasks(_fatal))
-        recalls.begin({queue: absent(queue, 3, asyncio.get_running_loop().time() + 100)})
-        recalls.came_back("m1")
-        while recalls.out:
-            await asyncio.wait(tuple(recalls.out))
-
-    run_virtual(scenario())
+    recalls = Recalls(Tasks(_fatal))
+    recalls.begin({queue: absent(queue, 3, asyncio.get_running_loop().time() + 100)})
+    recalls.came_back("m1")
+    while recalls.out:
+        await asyncio.wait(tuple(recalls.out))
     assert len(queue.changes) == 1
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from postroom.consumer.threads import DaemonPool, Threads
-from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 
 LONG = 20.0
 """Seconds after which a test that should not wait has failed."""
@@ -224,16 +224,12 @@ async def test_without_calls_there_is_nothing_to_wait_for() -> None:
         await pool.run(lambda: 1)
 
 
-def test_in_virtual_time_a_call_runs_inline() -> None:
+@in_virtual_time
+async def test_in_virtual_time_a_call_runs_inline() -> None:
     """Threads have no place in a reproducible schedule."""
-
-    async def main() -> tuple[str, object]:
-        async with threads() as pool:
-            name = (await pool.run(lambda: threading.current_thread().name)).unwrap()
-            error = (await pool.run(fail, StopIteration())).error
-        return name, error
-
-    name, error = run_virtual(main())
+    async with threads() as pool:
+        name = (await pool.run(lambda: threading.current_thread().name)).unwrap()
+        error = (await pool.run(fail, StopIteration())).error
     assert name == threading.current_thread().name
     assert isinstance(error, StopIteration)
 

@@ -11,6 +11,7 @@ from postroom.errors import ClosedError
 from postroom.redaction import describe
 from postroom.testing.loop import run_virtual
 from support.kept import is_kept
+from support.virtual import in_virtual_time
 
 
 class Wire:
@@ -91,38 +92,32 @@ def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
     assert wire.discarded == ([] if stage == "connect" else ["connection"])
 
 
-def test_what_the_greeting_refuses_is_discarded() -> None:
+@in_virtual_time
+async def test_what_the_greeting_refuses_is_discarded() -> None:
     """And its error is the caller's."""
     wire = Wire()
 
     async def refuse(_: str) -> None:
         raise LookupError("canary")
 
-    async def main() -> None:
-        with pytest.raises(LookupError, match="canary"):
-            await Attempts(5.0, wire.discard, "db/a").make(wire.connect, refuse)
-
-    run_virtual(main())
+    with pytest.raises(LookupError, match="canary"):
+        await Attempts(5.0, wire.discard, "db/a").make(wire.connect, refuse)
     assert wire.discarded == ["connection"]
 
 
 @pytest.mark.parametrize("after", [0.5, 1.0, 1.5])
-def test_close_ends_what_is_under_way(after: float) -> None:
+@in_virtual_time
+async def test_close_ends_what_is_under_way(after: float) -> None:
     """Before, in the very turn, or after it succeeded: no caller gets a connection of a closed resource."""
     wire = Wire()
-
-    async def main() -> tuple[float, str | BaseException]:
-        attempts = Attempts(5.0, wire.discard, "db/a")
-        making = asyncio.create_task(attempts.make(wire.connect, _fine), name="making")
-        await asyncio.sleep(after)
-        await attempts.close()
-        closed = asyncio.get_running_loop().time()
-        (outcome,) = await asyncio.gather(making, return_exceptions=True)
-        with pytest.raises(ClosedError):
-            await attempts.make(wire.connect, _fine)
-        return closed, outcome
-
-    closed, outcome = run_virtual(main())
+    attempts = Attempts(5.0, wire.discard, "db/a")
+    making = asyncio.create_task(attempts.make(wire.connect, _fine), name="making")
+    await asyncio.sleep(after)
+    await attempts.close()
+    closed = asyncio.get_running_loop().time()
+    (outcome,) = await asyncio.gather(making, return_exceptions=True)
+    with pytest.raises(ClosedError):
+        await attempts.make(wire.connect, _fine)
     assert closed == after
     if after > 1.0:
         assert outcome == "connection"

@@ -14,6 +14,7 @@ from postroom.datasources.registry import DataSource
 from postroom.errors import ConfigurationError
 from postroom.redaction import describe
 from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 
 DSN = "postgresql://app@db/a"
 
@@ -45,65 +46,53 @@ def _remembering(service: Service) -> CachedPassword:
     return CachedPassword(service.fetch, Freshness(refresh=60, expire=100), name="acme")
 
 
-def test_many_connections_at_once_make_one_request() -> None:
+@in_virtual_time
+async def test_many_connections_at_once_make_one_request() -> None:
     """The request belongs to none of the messages that caused it."""
-
-    async def main() -> None:
-        _message.set("m-1")
-        service = Service()
-        password = _remembering(service)
-        assert await asyncio.gather(*(password() for _ in range(50))) == ["p1"] * 50
-        assert await password() == "p1"
-        assert (service.asked, service.contexts) == (1, ["none"])
-
-    run_virtual(main())
+    _message.set("m-1")
+    service = Service()
+    password = _remembering(service)
+    assert await asyncio.gather(*(password() for _ in range(50))) == ["p1"] * 50
+    assert await password() == "p1"
+    assert (service.asked, service.contexts) == (1, ["none"])
 
 
-def test_a_connection_that_is_given_up_leaves_the_answer_to_the_others() -> None:
+@in_virtual_time
+async def test_a_connection_that_is_given_up_leaves_the_answer_to_the_others() -> None:
     """The first of them started the request."""
-
-    async def main() -> None:
-        service = Service()
-        password = _remembering(service)
-        first, second = asyncio.create_task(password()), asyncio.create_task(password())
-        await asyncio.sleep(0.5)
-        first.cancel()
-        assert await second == "p1"
-        assert first.cancelled()
-        assert service.asked == 1
-
-    run_virtual(main())
+    service = Service()
+    password = _remembering(service)
+    first, second = asyncio.create_task(password()), asyncio.create_task(password())
+    await asyncio.sleep(0.5)
+    first.cancel()
+    assert await second == "p1"
+    assert first.cancelled()
+    assert service.asked == 1
 
 
-def test_a_newer_password_is_fetched_while_the_old_one_is_used() -> None:
+@in_virtual_time
+async def test_a_newer_password_is_fetched_while_the_old_one_is_used() -> None:
     """No connection waits for it."""
-
-    async def main() -> None:
-        service = Service()
-        password = _remembering(service)
-        loop = asyncio.get_running_loop()
-        await password()
-        await asyncio.sleep(60)
-        before = loop.time()
-        assert await password() == "p1"
-        assert loop.time() == before
-        await asyncio.sleep(2)
-        assert await password() == "p2"
-        assert service.asked == 2
-
-    run_virtual(main())
+    service = Service()
+    password = _remembering(service)
+    loop = asyncio.get_running_loop()
+    await password()
+    await asyncio.sleep(60)
+    before = loop.time()
+    assert await password() == "p1"
+    assert loop.time() == before
+    await asyncio.sleep(2)
+    assert await password() == "p2"
+    assert service.asked == 2
 
 
-def test_an_expired_password_is_not_used() -> None:
+@in_virtual_time
+async def test_an_expired_password_is_not_used() -> None:
     """After a night without connections, the first one waits."""
-
-    async def main() -> None:
-        password = _remembering(Service())
-        await password()
-        await asyncio.sleep(100)
-        assert await password() == "p2"
-
-    run_virtual(main())
+    password = _remembering(Service())
+    await password()
+    await asyncio.sleep(100)
+    assert await password() == "p2"
 
 
 def test_the_old_password_is_used_while_the_service_is_down(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,47 +121,38 @@ def test_the_old_password_is_used_while_the_service_is_down(caplog: pytest.LogCa
     assert "secret detail" not in caplog.text
 
 
-def test_a_failure_is_told_to_all_who_wait_and_not_remembered() -> None:
+@in_virtual_time
+async def test_a_failure_is_told_to_all_who_wait_and_not_remembered() -> None:
     """The next connection asks again."""
-
-    async def main() -> None:
-        service = Service(failing=True)
-        password = _remembering(service)
-        outcomes = await asyncio.gather(*(password() for _ in range(3)), return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
-        service.failing = False
-        assert await password() == "p2"
-
-    run_virtual(main())
+    service = Service(failing=True)
+    password = _remembering(service)
+    outcomes = await asyncio.gather(*(password() for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
+    service.failing = False
+    assert await password() == "p2"
 
 
-def test_a_fetch_that_is_never_answered_keeps_out_no_later_connection() -> None:
+@in_virtual_time
+async def test_a_fetch_that_is_never_answered_keeps_out_no_later_connection() -> None:
     """It ends after half a minute, with a word why, and the next connection asks again."""
-
-    async def main() -> None:
-        service = Service(seconds=1e9)
-        password = _remembering(service)
-        with pytest.raises(TimeoutError, match="the password of acme was not fetched within 30 s"):
-            await password()
-        service.seconds = 1.0
-        assert await password() == "p2"
-
-    run_virtual(main())
-
-
-def test_a_refused_password_is_forgotten_once() -> None:
-    """Ten connections are refused with the same one: that makes one request, not ten."""
-
-    async def main() -> None:
-        service = Service()
-        password = _remembering(service)
+    service = Service(seconds=1e9)
+    password = _remembering(service)
+    with pytest.raises(TimeoutError, match="the password of acme was not fetched within 30 s"):
         await password()
-        for _ in range(10):
-            password.forget("p1")
-            assert await password() == "p2"
-        assert service.asked == 2
+    service.seconds = 1.0
+    assert await password() == "p2"
 
-    run_virtual(main())
+
+@in_virtual_time
+async def test_a_refused_password_is_forgotten_once() -> None:
+    """Ten connections are refused with the same one: that makes one request, not ten."""
+    service = Service()
+    password = _remembering(service)
+    await password()
+    for _ in range(10):
+        password.forget("p1")
+        assert await password() == "p2"
+    assert service.asked == 2
 
 
 def test_it_works_in_one_event_loop_after_another() -> None:
@@ -224,65 +204,50 @@ class Server:
         return "connected"
 
 
-def test_a_password_that_was_just_rotated_fails_no_connection() -> None:
+@in_virtual_time
+async def test_a_password_that_was_just_rotated_fails_no_connection() -> None:
     """The remembered one is refused, the newer one is taken."""
-
-    async def main() -> None:
-        server = Server("p2")
-        source = DataSource(DSN, password=_remembering(Service()))
-        assert await connected(source, server.connect) == "connected"
-        assert server.tries == ["p1", "p2"]
-
-    run_virtual(main())
+    server = Server("p2")
+    source = DataSource(DSN, password=_remembering(Service()))
+    assert await connected(source, server.connect) == "connected"
+    assert server.tries == ["p1", "p2"]
 
 
-def test_a_plain_function_that_has_a_newer_password_is_asked_again() -> None:
+@in_virtual_time
+async def test_a_plain_function_that_has_a_newer_password_is_asked_again() -> None:
     """A file that a sidecar rewrites, for instance."""
-
-    async def main() -> None:
-        answers = iter(["old", "new"])
-        server = Server("new")
-        assert await connected(DataSource(DSN, password=lambda: next(answers)), server.connect) == "connected"
-
-    run_virtual(main())
+    answers = iter(["old", "new"])
+    server = Server("new")
+    assert await connected(DataSource(DSN, password=lambda: next(answers)), server.connect) == "connected"
 
 
-def test_a_wrong_password_is_refused_after_one_try() -> None:
+@in_virtual_time
+async def test_a_wrong_password_is_refused_after_one_try() -> None:
     """Trying the same one again could lock the account."""
-
-    async def main() -> None:
-        server = Server("right")
-        with pytest.raises(Refused):
-            await connected(DataSource(DSN, password=lambda: "wrong"), server.connect)
-        assert server.tries == ["wrong"]
-
-    run_virtual(main())
+    server = Server("right")
+    with pytest.raises(Refused):
+        await connected(DataSource(DSN, password=lambda: "wrong"), server.connect)
+    assert server.tries == ["wrong"]
 
 
 @pytest.mark.parametrize("password", ["right\n", "right\r\n", "wrong"])
-def test_a_line_break_at_the_end_of_a_refused_password_is_told(password: str) -> None:
+@in_virtual_time
+async def test_a_line_break_at_the_end_of_a_refused_password_is_told(password: str) -> None:
     """A file of a secret ends with one, and the log does not show the password."""
-
-    async def main() -> None:
-        with pytest.raises(Refused) as refused:
-            await connected(DataSource(DSN, password=lambda: password), Server("right").connect)
-        assert ("ends with a line break" in describe(refused.value)) == (password != "wrong")
-
-    run_virtual(main())
+    with pytest.raises(Refused) as refused:
+        await connected(DataSource(DSN, password=lambda: password), Server("right").connect)
+    assert ("ends with a line break" in describe(refused.value)) == (password != "wrong")
 
 
-def test_another_error_is_not_tried_again() -> None:
+@in_virtual_time
+async def test_another_error_is_not_tried_again() -> None:
     """It is the pool that decides about those."""
+    asked: list[str] = []
 
-    async def main() -> None:
-        asked: list[str] = []
+    async def down(keywords: dict[str, str]) -> None:
+        asked.append(keywords["password"])
+        raise ConnectionRefusedError
 
-        async def down(keywords: dict[str, str]) -> None:
-            asked.append(keywords["password"])
-            raise ConnectionRefusedError
-
-        with pytest.raises(ConnectionRefusedError):
-            await connected(DataSource(DSN, password=lambda: "p"), down)
-        assert asked == ["p"]
-
-    run_virtual(main())
+    with pytest.raises(ConnectionRefusedError):
+        await connected(DataSource(DSN, password=lambda: "p"), down)
+    assert asked == ["p"]

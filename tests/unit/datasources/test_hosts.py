@@ -8,6 +8,7 @@ import pytest
 from postroom.datasources._asyncpg_hosts import connect_in_turn
 from postroom.datasources.psycopg import share_of_each_host
 from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 
 
 class Servers:
@@ -73,15 +74,12 @@ def test_one_host_and_what_asyncpg_compares_is_left_to_asyncpg(dsn: str, keyword
     assert servers.asked == [(keywords.get("host"), None, 60.0)]
 
 
-def test_what_the_last_host_says_is_raised() -> None:
+@in_virtual_time
+async def test_what_the_last_host_says_is_raised() -> None:
     """All of them were asked."""
     servers = Servers(refusing=("a", "b"))
-
-    async def main() -> None:
-        with pytest.raises(ConnectionRefusedError):
-            await connect_in_turn(servers.connect, 5.0, "postgresql://a,b/acme")
-
-    run_virtual(main())
+    with pytest.raises(ConnectionRefusedError):
+        await connect_in_turn(servers.connect, 5.0, "postgresql://a,b/acme")
     assert len(servers.asked) == 2
 
 

@@ -13,7 +13,7 @@ from postroom.errors import ConfigurationError
 from postroom.local import Broker, BrokerOptions, LocalBroker, persist
 from postroom.local.persist import Log
 from postroom.local.shapes import Send
-from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 from unit.local.bench import START, Bench, text
 
 
@@ -316,29 +316,23 @@ def test_unreadable_records(tmp_path: Path) -> None:
         Log(path, Bench().broker, START)
 
 
-def test_in_a_loop(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_in_a_loop(tmp_path: Path) -> None:
     """An in-process broker keeps its queues from one `async with` to the next, and its time never goes back."""
-
-    async def main() -> None:
-        path = tmp_path / "log"
-        async with LocalBroker(persist=path, epoch=START, time_scale=100) as broker:
-            broker.create_queue("q")
-            await asyncio.sleep(10)
-            broker.send("q", "x")
-        async with LocalBroker(persist=path, epoch=START) as broker:
-            [message] = await broker.receive("q")
-            assert int(message.attributes["ApproximateFirstReceiveTimestamp"]) >= (START + 1000) * 1000
-
-    run_virtual(main())
+    path = tmp_path / "log"
+    async with LocalBroker(persist=path, epoch=START, time_scale=100) as broker:
+        broker.create_queue("q")
+        await asyncio.sleep(10)
+        broker.send("q", "x")
+    async with LocalBroker(persist=path, epoch=START) as broker:
+        [message] = await broker.receive("q")
+        assert int(message.attributes["ApproximateFirstReceiveTimestamp"]) >= (START + 1000) * 1000
 
 
-def test_a_broken_log_leaves_the_broker_closed(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_broken_log_leaves_the_broker_closed(tmp_path: Path) -> None:
     """A broker with a file that cannot be used does not open."""
-
-    async def main() -> None:
-        broker = LocalBroker(persist=tmp_path)
-        with pytest.raises(ConfigurationError):
-            await broker.__aenter__()
-        assert not broker.is_open
-
-    run_virtual(main())
+    broker = LocalBroker(persist=tmp_path)
+    with pytest.raises(ConfigurationError):
+        await broker.__aenter__()
+    assert not broker.is_open

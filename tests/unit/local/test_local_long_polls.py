@@ -9,7 +9,7 @@ import pytest
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError
 from postroom.local import BrokerError, LocalBroker, LocalQueue
 from postroom.local.shapes import Receive, Received, Send
-from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 from unit.local.bench import START, Bench
 
 
@@ -101,174 +101,147 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_poll_times_out() -> None:
+@in_virtual_time
+async def test_poll_times_out() -> None:
     """A poll that finds nothing returns after exactly its waiting time, the queue's unless it says otherwise."""
-
-    async def main() -> None:
-        async with opened(ReceiveMessageWaitTimeSeconds="7") as (broker, _):
-            for wait, expected in ((None, 7.0), (0, 0.0), (20, 20.0)):
-                started = now()
-                assert await broker.receive("orders", wait=wait) == []
-                assert now() - started == pytest.approx(expected, abs=1e-3)
-
-    run_virtual(main())
+    async with opened(ReceiveMessageWaitTimeSeconds="7") as (broker, _):
+        for wait, expected in ((None, 7.0), (0, 0.0), (20, 20.0)):
+            started = now()
+            assert await broker.receive("orders", wait=wait) == []
+            assert now() - started == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("how", ["send", "delay", "expiry", "given back", "unlock"])
-def test_poll_is_woken_at_once(how: str) -> None:
+@in_virtual_time
+async def test_poll_is_woken_at_once(how: str) -> None:
     """A send, the end of a delay or of a timeout, a message given back and an unlocked group wake a waiting poll."""
-
-    async def main() -> None:
-        async with opened(VisibilityTimeout="5") as (broker, standard):
-            queue = standard
-            if how == "unlock":
-                attributes = {"FifoQueue": "true", "ContentBasedDeduplication": "true", "VisibilityTimeout": "60"}
-                queue = broker.create_queue("orders.fifo", attributes)
-                broker.send(queue, Send(message_body="first", message_group_id="g"))
-            elif how in {"expiry", "given back"}:
-                broker.send(queue, "x")
-            held = await broker.receive(queue)
-            if how == "unlock":
-                broker.send(queue, Send(message_body="x", message_group_id="g"))
-            started = now()
-            poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
-            await asyncio.sleep(1)
-            if how == "send":
-                broker.send(queue, "x")
-            elif how == "delay":
-                broker.send(queue, Send(message_body="x", delay_seconds=3))
-            elif how == "given back":
-                broker.change_visibility(queue, held[0].receipt_handle, 0)
-            elif how == "unlock":
-                broker.delete(queue, held[0].receipt_handle)
-            [message] = await poll
-            assert message.body == "x"
-            expected = {"send": 1, "delay": 4, "expiry": 5, "given back": 1, "unlock": 1}[how]
-            assert now() - started == pytest.approx(expected, abs=1e-3)
-
-    run_virtual(main())
+    async with opened(VisibilityTimeout="5") as (broker, standard):
+        queue = standard
+        if how == "unlock":
+            attributes = {"FifoQueue": "true", "ContentBasedDeduplication": "true", "VisibilityTimeout": "60"}
+            queue = broker.create_queue("orders.fifo", attributes)
+            broker.send(queue, Send(message_body="first", message_group_id="g"))
+        elif how in {"expiry", "given back"}:
+            broker.send(queue, "x")
+        held = await broker.receive(queue)
+        if how == "unlock":
+            broker.send(queue, Send(message_body="x", message_group_id="g"))
+        started = now()
+        poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
+        await asyncio.sleep(1)
+        if how == "send":
+            broker.send(queue, "x")
+        elif how == "delay":
+            broker.send(queue, Send(message_body="x", delay_seconds=3))
+        elif how == "given back":
+            broker.change_visibility(queue, held[0].receipt_handle, 0)
+        elif how == "unlock":
+            broker.delete(queue, held[0].receipt_handle)
+        [message] = await poll
+        assert message.body == "x"
+        expected = {"send": 1, "delay": 4, "expiry": 5, "given back": 1, "unlock": 1}[how]
+        assert now() - started == pytest.approx(expected, abs=1e-3)
 
 
-def test_extended_while_somebody_waits() -> None:
+@in_virtual_time
+async def test_extended_while_somebody_waits() -> None:
     """A poll that waits for a timeout to end waits longer when that timeout is extended, shorter when it is cut."""
-
-    async def main() -> None:
-        async with opened(VisibilityTimeout="5") as (broker, queue):
-            broker.send(queue, "x")
-            [held] = await broker.receive(queue)
-            poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
-            await asyncio.sleep(4)
-            broker.change_visibility(queue, held.receipt_handle, 12)
-            await asyncio.sleep(5)
-            assert not poll.done()
-            broker.change_visibility(queue, held.receipt_handle, 2)
-            assert len(await poll) == 1
-            assert now() == pytest.approx(11, abs=1e-3)
-
-    run_virtual(main())
+    async with opened(VisibilityTimeout="5") as (broker, queue):
+        broker.send(queue, "x")
+        [held] = await broker.receive(queue)
+        poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
+        await asyncio.sleep(4)
+        broker.change_visibility(queue, held.receipt_handle, 12)
+        await asyncio.sleep(5)
+        assert not poll.done()
+        broker.change_visibility(queue, held.receipt_handle, 2)
+        assert len(await poll) == 1
+        assert now() == pytest.approx(11, abs=1e-3)
 
 
-def test_message_in_the_last_moment() -> None:
+@in_virtual_time
+async def test_message_in_the_last_moment() -> None:
     """What becomes available in the very moment in which a poll times out is delivered to it."""
-
-    async def main() -> None:
-        async with opened() as (broker, queue):
-            broker.send(queue, Send(message_body="x", delay_seconds=10))
-            assert len(await broker.receive(queue, wait=10)) == 1
-
-    run_virtual(main())
+    async with opened() as (broker, queue):
+        broker.send(queue, Send(message_body="x", delay_seconds=10))
+        assert len(await broker.receive(queue, wait=10)) == 1
 
 
-def test_cancelled_receive_takes_nothing() -> None:
+@in_virtual_time
+async def test_cancelled_receive_takes_nothing() -> None:
     """A receive that is cancelled while it waits leaves the next message to others."""
-
-    async def main() -> None:
-        async with opened() as (broker, queue):
-            poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
-            await asyncio.sleep(1)
-            poll.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await poll
-            broker.send(queue, "x")
-            assert not broker.polls
-            assert len(await broker.receive(queue)) == 1
-
-    run_virtual(main())
+    async with opened() as (broker, queue):
+        poll = asyncio.create_task(broker.receive(queue, wait=20), name="poll")
+        await asyncio.sleep(1)
+        poll.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await poll
+        broker.send(queue, "x")
+        assert not broker.polls
+        assert len(await broker.receive(queue)) == 1
 
 
-def test_move_task_wakes_a_poll() -> None:
+@in_virtual_time
+async def test_move_task_wakes_a_poll() -> None:
     """A move task that has its time wakes what waits at its destination, though no request comes."""
-
-    async def main() -> None:
-        async with opened() as (broker, dead):
-            policy = f'{{"deadLetterTargetArn": "{dead.arn}", "maxReceiveCount": 1}}'
-            source = broker.create_queue("source", {"RedrivePolicy": policy})
-            broker.send(source, "x")
-            await broker.receive(source, visibility=0)
-            assert await broker.receive(source) == []
-            broker.engine.start_move(dead.arn, None, 1)
-            started = now()
-            assert [message.body for message in await broker.receive(source, wait=20)] == ["x"]
-            assert now() - started == pytest.approx(1.0, abs=1e-3)
-
-    run_virtual(main())
+    async with opened() as (broker, dead):
+        policy = f'{{"deadLetterTargetArn": "{dead.arn}", "maxReceiveCount": 1}}'
+        source = broker.create_queue("source", {"RedrivePolicy": policy})
+        broker.send(source, "x")
+        await broker.receive(source, visibility=0)
+        assert await broker.receive(source) == []
+        broker.engine.start_move(dead.arn, None, 1)
+        started = now()
+        assert [message.body for message in await broker.receive(source, wait=20)] == ["x"]
+        assert now() - started == pytest.approx(1.0, abs=1e-3)
 
 
-def test_scaled_time() -> None:
+@in_virtual_time
+async def test_scaled_time() -> None:
     """With a time scale the broker's seconds pass faster than the loop's."""
-
-    async def main() -> None:
-        async with LocalBroker(time_scale=60.0) as broker:
-            queue = broker.create_queue("q", {"VisibilityTimeout": "60"})
-            broker.send(queue, "x")
-            await broker.receive(queue)
-            assert await broker.receive(queue, wait=20) == []
-            assert now() == pytest.approx(1 / 3)
-            await asyncio.sleep(2 / 3)
-            assert len(await broker.receive(queue)) == 1
-
-    run_virtual(main())
+    async with LocalBroker(time_scale=60.0) as broker:
+        queue = broker.create_queue("q", {"VisibilityTimeout": "60"})
+        broker.send(queue, "x")
+        await broker.receive(queue)
+        assert await broker.receive(queue, wait=20) == []
+        assert now() == pytest.approx(1 / 3)
+        await asyncio.sleep(2 / 3)
+        assert len(await broker.receive(queue)) == 1
     with pytest.raises(ConfigurationError, match="above 0"):
         LocalBroker(time_scale=0)
 
 
-def test_life_of_a_broker() -> None:
+@in_virtual_time
+async def test_life_of_a_broker() -> None:
     """A broker works inside of its `async with`, which may be nested, and says so outside of it."""
-
-    async def main() -> None:
-        broker = LocalBroker()
-        with pytest.raises(NotOpenError, match="async with LocalBroker"):
-            broker.create_queue("q")
+    broker = LocalBroker()
+    with pytest.raises(NotOpenError, match="async with LocalBroker"):
+        broker.create_queue("q")
+    async with broker:
         async with broker:
-            async with broker:
-                broker.create_queue("q")
-            broker.send("q", "x")
-            poll = asyncio.create_task(broker.receive("q", wait=20, visibility=0), name="first")
-            assert len(await poll) == 1
-            broker.purge("q")
-            poll = asyncio.create_task(broker.receive("q", wait=20), name="second")
-            await asyncio.sleep(1)
-        assert await poll == []
-        with pytest.raises(ClosedError):
-            broker.send("q", "x")
-
-    run_virtual(main())
+            broker.create_queue("q")
+        broker.send("q", "x")
+        poll = asyncio.create_task(broker.receive("q", wait=20, visibility=0), name="first")
+        assert len(await poll) == 1
+        broker.purge("q")
+        poll = asyncio.create_task(broker.receive("q", wait=20), name="second")
+        await asyncio.sleep(1)
+    assert await poll == []
+    with pytest.raises(ClosedError):
+        broker.send("q", "x")
 
 
-def test_small_words() -> None:
+@in_virtual_time
+async def test_small_words() -> None:
     """The in-process broker names its queues by name, URL or ARN, and manages them."""
-
-    async def main() -> None:
-        async with opened() as (broker, queue):
-            assert [each.name for each in broker.list_queues("ord")] == ["orders"]
-            assert broker.queue(queue.arn) is broker.queue("http://x/000000000000/orders") is queue
-            broker.set_attributes("orders", {"VisibilityTimeout": "9"})
-            assert broker.attributes("orders", ["VisibilityTimeout"]) == {"VisibilityTimeout": "9"}
-            broker.delete_queue("orders")
-            with pytest.raises(BrokerError, match="does not exist"):
-                broker.send("orders", "x")
-
-    run_virtual(main())
+    async with opened() as (broker, queue):
+        assert [each.name for each in broker.list_queues("ord")] == ["orders"]
+        assert broker.queue(queue.arn) is broker.queue("http://x/000000000000/orders") is queue
+        broker.set_attributes("orders", {"VisibilityTimeout": "9"})
+        assert broker.attributes("orders", ["VisibilityTimeout"]) == {"VisibilityTimeout": "9"}
+        broker.delete_queue("orders")
+        with pytest.raises(BrokerError, match="does not exist"):
+            broker.send("orders", "x")
 
 
 def test_a_broker_of_another_loop_is_refused() -> None:

@@ -11,6 +11,7 @@ from postroom.errors import ClosedError
 from postroom.options import PoolLimits, PoolTimeouts
 from postroom.resources import Lease, ResourcePool
 from postroom.testing.loop import run_virtual, settle
+from support.virtual import in_virtual_time
 from unit.resources.databases import A, B, Database, Databases, Tenant
 
 Pool = ResourcePool[Tenant, Database]
@@ -43,60 +44,52 @@ def test_idle_resources_close_at_once_and_together() -> None:
     assert len(databases.closed) == 100
 
 
-def test_leases_get_their_grace_and_no_more() -> None:
+@in_virtual_time
+async def test_leases_get_their_grace_and_no_more() -> None:
     """What is released in time closes behind its lease; the rest is closed when the grace is over."""
     databases = Databases(close_seconds=0.0)
-
-    async def main() -> None:
-        pool = await ResourcePool(databases.provide).__aenter__()
-        quick, slow = await pool.acquire(A), await pool.acquire(B)
-        closing = asyncio.create_task(pool.aclose(grace=5.0))
-        await asyncio.sleep(1.0)
-        assert not closing.done()
-        quick.release()
-        await settle()
-        assert [database.tenant for database in databases.closed] == [A]
-        await asyncio.sleep(3.9)
-        assert alive(slow)
-        await closing
-        assert asyncio.get_running_loop().time() == pytest.approx(5.2)
-        assert not alive(slow)  # it still has its database, which says by itself that it is closed
-        slow.release()
-        assert pool.statistics().leased == 0
-
-    run_virtual(main())
+    pool = await ResourcePool(databases.provide).__aenter__()
+    quick, slow = await pool.acquire(A), await pool.acquire(B)
+    closing = asyncio.create_task(pool.aclose(grace=5.0))
+    await asyncio.sleep(1.0)
+    assert not closing.done()
+    quick.release()
+    await settle()
+    assert [database.tenant for database in databases.closed] == [A]
+    await asyncio.sleep(3.9)
+    assert alive(slow)
+    await closing
+    assert asyncio.get_running_loop().time() == pytest.approx(5.2)
+    assert not alive(slow)  # it still has its database, which says by itself that it is closed
+    slow.release()
+    assert pool.statistics().leased == 0
 
 
-def test_without_a_grace_the_close_timeout_is_it() -> None:
+@in_virtual_time
+async def test_without_a_grace_the_close_timeout_is_it() -> None:
     """Leaving ``async with`` never waits forever, even for a lease that its own block still holds."""
     databases = Databases(close_seconds=0.0)
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide, timeouts=PoolTimeouts(close=7.0)) as pool:
-            lease = await pool.acquire(A)
-        assert asyncio.get_running_loop().time() == pytest.approx(7.1)
-        lease.release()
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, timeouts=PoolTimeouts(close=7.0)) as pool:
+        lease = await pool.acquire(A)
+    assert asyncio.get_running_loop().time() == pytest.approx(7.1)
+    lease.release()
 
 
-def test_those_who_wait_are_told() -> None:
+@in_virtual_time
+async def test_those_who_wait_are_told() -> None:
     """Each waiter gets a ClosedError of its own, whatever it waited for."""
     databases = Databases(stuck={A})
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1)) as pool:
-            waiters = [asyncio.create_task(pool.acquire(tenant)) for tenant in (A, A, B, B)]
-            await settle()
-            await pool.aclose()
-            errors = await asyncio.gather(*waiters, return_exceptions=True)
-            assert [type(error) for error in errors] == [ClosedError] * 4
-            assert len({id(error) for error in errors}) == 4
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, limits=PoolLimits(budget=1)) as pool:
+        waiters = [asyncio.create_task(pool.acquire(tenant)) for tenant in (A, A, B, B)]
+        await settle()
+        await pool.aclose()
+        errors = await asyncio.gather(*waiters, return_exceptions=True)
+        assert [type(error) for error in errors] == [ClosedError] * 4
+        assert len({id(error) for error in errors}) == 4
 
 
-def test_an_open_under_way_is_called_off_and_nothing_comes_back_to_life() -> None:
+@in_virtual_time
+async def test_an_open_under_way_is_called_off_and_nothing_comes_back_to_life() -> None:
     """I8: closed during an open, also one that ignores its cancellation and succeeds."""
     opened: list[Tenant] = []
     closed: list[str] = []
@@ -109,68 +102,56 @@ def test_an_open_under_way_is_called_off_and_nothing_comes_back_to_life() -> Non
         opened.append(tenant)
         return "late"
 
-    async def main() -> None:
-        pool = await ResourcePool(stubborn, cleanup=closed.append).__aenter__()
-        waiter = asyncio.create_task(pool.acquire(A))
-        await asyncio.sleep(5.0)
-        await pool.aclose(grace=0.0)
-        assert isinstance(waiter.exception(), ClosedError)
-        assert (opened, closed) == ([A], ["late"])
-        seen = pool.statistics()
-        assert (seen.live, seen.opening, seen.weight) == (0, 0, 0)
-
-    run_virtual(main())
+    pool = await ResourcePool(stubborn, cleanup=closed.append).__aenter__()
+    waiter = asyncio.create_task(pool.acquire(A))
+    await asyncio.sleep(5.0)
+    await pool.aclose(grace=0.0)
+    assert isinstance(waiter.exception(), ClosedError)
+    assert (opened, closed) == ([A], ["late"])
+    seen = pool.statistics()
+    assert (seen.live, seen.opening, seen.weight) == (0, 0, 0)
 
 
-def test_closing_twice_at_once_is_one_close() -> None:
+@in_virtual_time
+async def test_closing_twice_at_once_is_one_close() -> None:
     """Both wait for the same; the shorter grace wins."""
     databases = Databases()
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pool = await ResourcePool(databases.provide).__aenter__()
-        lease = await pool.acquire(A)
-        patient = asyncio.create_task(pool.aclose(grace=60.0))
-        await asyncio.sleep(1.0)
-        await asyncio.gather(pool.aclose(grace=2.0), pool.aclose(grace=90.0), patient)
-        assert loop.time() == pytest.approx(3.2)
-        await pool.aclose()
-        await pool.aclose(grace=0.0)
-        assert loop.time() == pytest.approx(3.2)
-        lease.release()
-
-    run_virtual(main())
+    loop = asyncio.get_running_loop()
+    pool = await ResourcePool(databases.provide).__aenter__()
+    lease = await pool.acquire(A)
+    patient = asyncio.create_task(pool.aclose(grace=60.0))
+    await asyncio.sleep(1.0)
+    await asyncio.gather(pool.aclose(grace=2.0), pool.aclose(grace=90.0), patient)
+    assert loop.time() == pytest.approx(3.2)
+    await pool.aclose()
+    await pool.aclose(grace=0.0)
+    assert loop.time() == pytest.approx(3.2)
+    lease.release()
     assert len(databases.closed) == 1
 
 
-def test_cancelling_the_close_does_not_stop_it() -> None:
+@in_virtual_time
+async def test_cancelling_the_close_does_not_stop_it() -> None:
     """The call ends, the close goes on."""
     databases = Databases(close_seconds=1.0)
-
-    async def main() -> None:
-        pool = await ResourcePool(databases.provide).__aenter__()
-        await touch(pool, A)
-        closing = asyncio.create_task(pool.aclose())
-        await asyncio.sleep(0.5)
-        closing.cancel()
-        await asyncio.wait([closing])
-        assert closing.cancelled()
-        await pool.aclose()
-        assert len(databases.closed) == 1
-
-    run_virtual(main())
+    pool = await ResourcePool(databases.provide).__aenter__()
+    await touch(pool, A)
+    closing = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0.5)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    await pool.aclose()
+    assert len(databases.closed) == 1
 
 
-def test_a_pool_that_was_never_opened_closes_too() -> None:
+@in_virtual_time
+async def test_a_pool_that_was_never_opened_closes_too() -> None:
     """There is nothing to do, and it says that it is closed."""
-
-    async def main() -> None:
-        pool = ResourcePool(Databases().provide)
-        await pool.aclose()
-        with pytest.raises(ClosedError):
-            pool.try_lease(A)
-
-    run_virtual(main())
+    pool = ResourcePool(Databases().provide)
+    await pool.aclose()
+    with pytest.raises(ClosedError):
+        pool.try_lease(A)
 
 
 def test_the_error_of_the_block_comes_through() -> None:
@@ -187,27 +168,26 @@ def test_the_error_of_the_block_comes_through() -> None:
     assert len(databases.closed) == 1
 
 
-def test_a_check_under_way_is_called_off() -> None:
+@in_virtual_time
+async def test_a_check_under_way_is_called_off() -> None:
     """I8: the check's task ends with the pool."""
     databases = Databases()
 
     async def check(database: Database) -> None:
         await asyncio.Event().wait()
 
-    async def main() -> None:
-        limits = PoolLimits(check_after=1.0, sweep=100.0)
-        async with ResourcePool(databases.provide, check=check, limits=limits) as pool:
-            await touch(pool, A)
-            await asyncio.sleep(2.0)
-            waiter = asyncio.create_task(pool.acquire(A))
-            await settle()
-        assert isinstance(waiter.exception(), ClosedError)
-
-    run_virtual(main())
+    limits = PoolLimits(check_after=1.0, sweep=100.0)
+    async with ResourcePool(databases.provide, check=check, limits=limits) as pool:
+        await touch(pool, A)
+        await asyncio.sleep(2.0)
+        waiter = asyncio.create_task(pool.acquire(A))
+        await settle()
+    assert isinstance(waiter.exception(), ClosedError)
     assert len(databases.closed) == 1
 
 
-def test_what_ignores_every_cancellation_is_abandoned_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_what_ignores_every_cancellation_is_abandoned_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
     """The close returns all the same, and says by name what it left."""
     give_in = asyncio.Event()
 
@@ -218,17 +198,14 @@ def test_what_ignores_every_cancellation_is_abandoned_in_the_end(caplog: pytest.
             except asyncio.CancelledError:
                 continue
 
-    async def main() -> None:
-        pool = await ResourcePool(stubborn, timeouts=PoolTimeouts(open=1.0, close=1.0, check=1.0)).__aenter__()
-        waiter = asyncio.create_task(pool.acquire(A))
-        await settle()
-        with caplog.at_level(logging.ERROR, logger="postroom.pool"):
-            await pool.aclose(grace=0.0)
-        assert "owner of a:us-east-1" in caplog.text
-        assert isinstance(waiter.exception(), ClosedError)
-        give_in.set()
-
-    run_virtual(main())
+    pool = await ResourcePool(stubborn, timeouts=PoolTimeouts(open=1.0, close=1.0, check=1.0)).__aenter__()
+    waiter = asyncio.create_task(pool.acquire(A))
+    await settle()
+    with caplog.at_level(logging.ERROR, logger="postroom.pool"):
+        await pool.aclose(grace=0.0)
+    assert "owner of a:us-east-1" in caplog.text
+    assert isinstance(waiter.exception(), ClosedError)
+    give_in.set()
 
 
 @pytest.mark.parametrize("times", [1, 4, 1_000])

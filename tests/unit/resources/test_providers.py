@@ -18,6 +18,7 @@ from postroom.redaction import describe
 from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
 from postroom.resources.providers import known_of
 from postroom.testing.loop import run_virtual, settle
+from support.virtual import in_virtual_time
 from unit.resources.databases import A, B, Database, Databases, Tenant
 
 SECRET = "postgresql://app:hunter2@db/tenant"
@@ -113,7 +114,8 @@ def test_a_generator_with_a_cleanup_is_refused() -> None:
 
 
 @pytest.mark.parametrize("returned", ["a resource", 42, object()])
-def test_a_plain_function_is_refused_when_it_is_used(returned: object, caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_plain_function_is_refused_when_it_is_used(returned: object, caplog: pytest.LogCaptureFixture) -> None:
     """Not as an outage to wait for: every lease says what a provider has to be, and so does the log."""
     calls: list[Tenant] = []
 
@@ -121,15 +123,12 @@ def test_a_plain_function_is_refused_when_it_is_used(returned: object, caplog: p
         calls.append(tenant)
         return returned
 
-    async def main() -> None:
-        wrong: Any = provide
-        pool: ResourcePool[Tenant, object] = ResourcePool(wrong)
-        async with pool:
-            for _ in range(100):
-                with pytest.raises(ConfigurationError, match="has to be an async context manager"):
-                    await pool.acquire(A)
-
-    run_virtual(main())
+    wrong: Any = provide
+    pool: ResourcePool[Tenant, object] = ResourcePool(wrong)
+    async with pool:
+        for _ in range(100):
+            with pytest.raises(ConfigurationError, match="has to be an async context manager"):
+                await pool.acquire(A)
     assert calls == [A]
     assert "has to be an async context manager" in caplog.text
 
@@ -365,7 +364,8 @@ def test_a_provider_that_yields_twice_is_closed_and_reported() -> None:
     assert "test_providers.py:" in describe(events[-1].error)
 
 
-def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
+@in_virtual_time
+async def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
     """The half-built resource is unwound, its budget comes back."""
     unwound: list[float] = []
 
@@ -375,20 +375,18 @@ def test_a_provider_that_hangs_fails_at_the_open_timeout_and_unwinds() -> None:
         finally:
             unwound.append(asyncio.get_running_loop().time())
 
-    async def main() -> None:
-        async with ResourcePool(provide, timeouts=PoolTimeouts(open=3.0)) as pool:
-            with pytest.raises(ResourceOpenError) as caught:
-                await pool.acquire(A)
-            assert isinstance(caught.value.__cause__, TimeoutError)
-            assert "within 3 s" in str(caught.value.__cause__)
-            await settle()
-            assert pool.statistics().weight == 0
-
-    run_virtual(main())
+    async with ResourcePool(provide, timeouts=PoolTimeouts(open=3.0)) as pool:
+        with pytest.raises(ResourceOpenError) as caught:
+            await pool.acquire(A)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        assert "within 3 s" in str(caught.value.__cause__)
+        await settle()
+        assert pool.statistics().weight == 0
     assert unwound == [3.0]
 
 
-def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() -> None:
+@in_virtual_time
+async def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() -> None:
     """Its budget stays taken until it really ends; every caller that waits is told at the timeout."""
     cancelled: list[float] = []
 
@@ -400,18 +398,15 @@ def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() -> None:
                 cancelled.append(asyncio.get_running_loop().time())
         return "opened at last"
 
-    async def main() -> None:
-        async with ResourcePool(provide, timeouts=PoolTimeouts(open=1.0, close=1.0)) as pool:
-            with pytest.raises(ResourceOpenError):
-                await pool.acquire(A)
-            seen = pool.statistics()
-            assert (seen.weight, seen.opening, seen.live) == (1, 1, 0)
-            await asyncio.sleep(1.5)
-            seen = pool.statistics()
-            assert (seen.weight, seen.opened, seen.closed) == (0, 1, 1)
-            assert seen.evictions == {"called off": 1}
-
-    run_virtual(main())
+    async with ResourcePool(provide, timeouts=PoolTimeouts(open=1.0, close=1.0)) as pool:
+        with pytest.raises(ResourceOpenError):
+            await pool.acquire(A)
+        seen = pool.statistics()
+        assert (seen.weight, seen.opening, seen.live) == (1, 1, 0)
+        await asyncio.sleep(1.5)
+        seen = pool.statistics()
+        assert (seen.weight, seen.opened, seen.closed) == (0, 1, 1)
+        assert seen.evictions == {"called off": 1}
     assert cancelled == [1.0, 2.0]
 
 
@@ -456,7 +451,8 @@ def test_one_task_enters_and_leaves() -> None:
     assert tasks[0] is tasks[1]
 
 
-def test_a_task_group_that_dies_under_a_resource_closes_it() -> None:
+@in_virtual_time
+async def test_a_task_group_that_dies_under_a_resource_closes_it() -> None:
     """A provider's background task that crashes takes its resource out of the pool, and nothing else."""
     crash = asyncio.Event()
 
@@ -474,18 +470,14 @@ def test_a_task_group_that_dies_under_a_resource_closes_it() -> None:
             yield len(opens)
 
     opens: list[int] = []
-
-    async def main() -> None:
-        async with ResourcePool(provide) as pool:
-            async with pool.lease(A) as first:
-                assert first == 1
-            crash.set()
-            await asyncio.sleep(0.1)
-            assert pool.statistics().evictions == {"cancelled": 1}
-            async with pool.lease(A) as second:
-                assert second == 2
-
-    run_virtual(main())
+    async with ResourcePool(provide) as pool:
+        async with pool.lease(A) as first:
+            assert first == 1
+        crash.set()
+        await asyncio.sleep(0.1)
+        assert pool.statistics().evictions == {"cancelled": 1}
+        async with pool.lease(A) as second:
+            assert second == 2
 
 
 def test_what_a_provider_knows_of_itself_holds_unless_it_is_said_otherwise() -> None:

@@ -20,7 +20,7 @@ from postroom.errors import HandlerTimeout, PostroomError, UnknownTenant
 from postroom.options import OpenBackoff, PoolTimeouts
 from postroom.redaction import describe, describe_at_length, log_error, redact
 from postroom.resources import ResourcePool
-from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 
 SECRET = "hunter2-S3CR3T"
 
@@ -531,7 +531,10 @@ def everything() -> Any:
 
 @pytest.mark.parametrize("fails", RAISERS)
 @pytest.mark.parametrize("where", ["open", "close", "check", "use"])
-def test_a_planted_secret_gets_out_nowhere(fails: Callable[[Tenant], None], where: str, everything: Everything) -> None:
+@in_virtual_time
+async def test_a_planted_secret_gets_out_nowhere(
+    fails: Callable[[Tenant], None], where: str, everything: Everything
+) -> None:
     """Whatever fails and however: log lines, their tracebacks, and the text and repr of each error have no secret."""
     errors: list[str] = []
     kinds: list[bool] = []
@@ -558,22 +561,19 @@ def test_a_planted_secret_gets_out_nowhere(fails: Callable[[Tenant], None], wher
                 errors.extend((str(error), repr(error), repr(error.args)))
                 kinds.append(isinstance(error, PostroomError))
 
-    async def main() -> None:
-        pool = ResourcePool(
-            provide,
-            check=check,
-            host=lambda tenant: "db",
-            backoff=OpenBackoff(base=0.1, cap=0.1, permanent=60.0),
-            timeouts=PoolTimeouts(open=1.0),
-            outage=lambda error: not isinstance(error, UnknownTenant),
-        )
-        async with pool:
-            for _ in range(8):
-                for timeout in (None, None, 0.0):
-                    await lease(pool, timeout=timeout)
-                await asyncio.sleep(1.0 if where == "open" else 40.0)
-
-    run_virtual(main())
+    pool = ResourcePool(
+        provide,
+        check=check,
+        host=lambda tenant: "db",
+        backoff=OpenBackoff(base=0.1, cap=0.1, permanent=60.0),
+        timeouts=PoolTimeouts(open=1.0),
+        outage=lambda error: not isinstance(error, UnknownTenant),
+    )
+    async with pool:
+        for _ in range(8):
+            for timeout in (None, None, 0.0):
+                await lease(pool, timeout=timeout)
+            await asyncio.sleep(1.0 if where == "open" else 40.0)
     assert errors or where in {"use", "close"}
     assert all(kinds)
     shown = "\n".join(everything.seen + errors)

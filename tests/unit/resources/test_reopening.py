@@ -10,6 +10,7 @@ from postroom.errors import ClosedError, ConfigurationError, ResourceOpenError
 from postroom.options import OpenBackoff
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual, settle
+from support.virtual import in_virtual_time
 from unit.resources.databases import A, B, Database, Databases
 
 
@@ -36,107 +37,95 @@ def test_a_closed_pool_opens_again_with_fresh_state() -> None:
     assert len(databases.closed) == len(databases.opened) == 4
 
 
-def test_a_pool_that_is_being_closed_is_waited_for() -> None:
+@in_virtual_time
+async def test_a_pool_that_is_being_closed_is_waited_for() -> None:
     """All who enter meanwhile share the next life; nothing of the last one is left when it begins."""
     databases = Databases(close_seconds=2.0)
+    pool = ResourcePool(databases.provide)
+    loop = asyncio.get_running_loop()
 
-    async def main() -> None:
-        pool = ResourcePool(databases.provide)
-        loop = asyncio.get_running_loop()
+    async def enter() -> float:
+        async with pool:
+            entered = loop.time()
+            assert databases.closed == databases.opened[:1]
+            async with pool.lease(A):
+                await asyncio.sleep(1.0)
+            return entered
 
-        async def enter() -> float:
-            async with pool:
-                entered = loop.time()
-                assert databases.closed == databases.opened[:1]
-                async with pool.lease(A):
-                    await asyncio.sleep(1.0)
-                return entered
-
-        async with pool, pool.lease(A):
-            pass
-        assert loop.time() == pytest.approx(2.1)
-        await pool.__aenter__()
-        (await pool.acquire(A)).release()
-        databases.closed.clear()
-        databases.opened[:] = databases.opened[1:]
-        closing = asyncio.create_task(pool.aclose())
-        await settle()
-        with pytest.raises(ClosedError):
-            pool.try_lease(A)
-        entered = await asyncio.gather(*(enter() for _ in range(5)))
-        assert entered == [pytest.approx(4.2)] * 5
-        assert closing.done()
-
-    run_virtual(main())
+    async with pool, pool.lease(A):
+        pass
+    assert loop.time() == pytest.approx(2.1)
+    await pool.__aenter__()
+    (await pool.acquire(A)).release()
+    databases.closed.clear()
+    databases.opened[:] = databases.opened[1:]
+    closing = asyncio.create_task(pool.aclose())
+    await settle()
+    with pytest.raises(ClosedError):
+        pool.try_lease(A)
+    entered = await asyncio.gather(*(enter() for _ in range(5)))
+    assert entered == [pytest.approx(4.2)] * 5
+    assert closing.done()
     assert len(databases.opened) == len(databases.closed) == 2
 
 
-def test_cancelling_who_waits_to_enter_changes_nothing_for_the_others() -> None:
+@in_virtual_time
+async def test_cancelling_who_waits_to_enter_changes_nothing_for_the_others() -> None:
     """I6, before the pool is even open."""
     databases = Databases(close_seconds=2.0)
-
-    async def main() -> None:
-        pool = ResourcePool(databases.provide)
-        async with pool, pool.lease(A):
-            pass
-        await pool.__aenter__()
-        (await pool.acquire(A)).release()
-        closing = asyncio.create_task(pool.aclose())
-        await settle()
-        first, second = (asyncio.create_task(pool.__aenter__()) for _ in range(2))
-        await settle()
-        first.cancel()
-        assert await second is pool
-        async with pool.lease(A):
-            pass
-        await pool.aclose()
-        await closing
-
-    run_virtual(main())
+    pool = ResourcePool(databases.provide)
+    async with pool, pool.lease(A):
+        pass
+    await pool.__aenter__()
+    (await pool.acquire(A)).release()
+    closing = asyncio.create_task(pool.aclose())
+    await settle()
+    first, second = (asyncio.create_task(pool.__aenter__()) for _ in range(2))
+    await settle()
+    first.cancel()
+    assert await second is pool
+    async with pool.lease(A):
+        pass
+    await pool.aclose()
+    await closing
 
 
-def test_an_old_user_does_not_close_the_next_life() -> None:
+@in_virtual_time
+async def test_an_old_user_does_not_close_the_next_life() -> None:
     """One who entered before an explicit close, and leaves after others have opened the pool again."""
     databases = Databases()
+    pool = ResourcePool(databases.provide)
+    leave = asyncio.Event()
 
-    async def main() -> None:
-        pool = ResourcePool(databases.provide)
-        leave = asyncio.Event()
-
-        async def old() -> None:
-            async with pool:
-                await leave.wait()
-
-        user = asyncio.create_task(old())
-        await settle()
-        await pool.aclose()
+    async def old() -> None:
         async with pool:
-            leave.set()
-            await user
-            async with pool.lease(A):
-                pass
-        with pytest.raises(ClosedError):
-            pool.try_lease(A)
+            await leave.wait()
 
-    run_virtual(main())
+    user = asyncio.create_task(old())
+    await settle()
+    await pool.aclose()
+    async with pool:
+        leave.set()
+        await user
+        async with pool.lease(A):
+            pass
+    with pytest.raises(ClosedError):
+        pool.try_lease(A)
 
 
-def test_a_pool_that_was_entered_by_hand_and_closed_counts_no_one_as_inside() -> None:
+@in_virtual_time
+async def test_a_pool_that_was_entered_by_hand_and_closed_counts_no_one_as_inside() -> None:
     """As a web framework's start and stop events do, again and again."""
     databases = Databases()
-
-    async def main() -> None:
-        pool = ResourcePool(databases.provide)
-        for _ in range(3):
-            await pool.__aenter__()
-            (await pool.acquire(A)).release()
-            await pool.aclose()
-        async with pool, pool.lease(A):
-            pass
-        with pytest.raises(ClosedError):
-            pool.try_lease(A)
-
-    run_virtual(main())
+    pool = ResourcePool(databases.provide)
+    for _ in range(3):
+        await pool.__aenter__()
+        (await pool.acquire(A)).release()
+        await pool.aclose()
+    async with pool, pool.lease(A):
+        pass
+    with pytest.raises(ClosedError):
+        pool.try_lease(A)
     assert len(databases.closed) == 4
 
 

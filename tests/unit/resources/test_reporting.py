@@ -15,6 +15,7 @@ from postroom.events import Event, ResourceClosed, ResourceOpened, ResourceOpenF
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import PoolStatistics, ResourcePool
 from postroom.testing.loop import run_virtual, settle
+from support.virtual import in_virtual_time
 from unit.resources.databases import A, B, Databases, Tenant
 
 PASSWORD = "hunter2"
@@ -214,7 +215,8 @@ def test_what_takes_too_long_is_told_with_the_option_that_limits_it(caplog: pyte
         assert re.search(rf"; it waited at .*locks.py:\d+ in wait, called at {__file__}:\d+ in {function}\)", told)
 
 
-def test_observers_are_told_and_cannot_do_harm() -> None:
+@in_virtual_time
+async def test_observers_are_told_and_cannot_do_harm() -> None:
     """Opened, failed, closed; an observer that raises is logged and nothing more."""
     databases = Databases(errors={B: OSError("down")})
     events: list[Event] = []
@@ -222,14 +224,11 @@ def test_observers_are_told_and_cannot_do_harm() -> None:
     def broken(event: Event) -> None:
         raise RuntimeError("observer")
 
-    async def main() -> None:
-        async with ResourcePool(databases.provide, observers=[broken, events.append]) as pool:
-            async with pool.lease(A):
-                pass
-            with pytest.raises(Exception, match="could not be opened"):
-                await pool.acquire(B)
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, observers=[broken, events.append]) as pool:
+        async with pool.lease(A):
+            pass
+        with pytest.raises(Exception, match="could not be opened"):
+            await pool.acquire(B)
     opened, failed, closed = events
     assert isinstance(opened, ResourceOpened)
     assert (opened.key, opened.seconds) == (A, 0.1)
@@ -238,53 +237,48 @@ def test_observers_are_told_and_cannot_do_harm() -> None:
     assert closed == ResourceClosed(A, "shutdown", None)
 
 
-def test_an_observer_may_use_the_pool() -> None:
+@in_virtual_time
+async def test_an_observer_may_use_the_pool() -> None:
     """Called in the middle of things, it finds a pool in order."""
     databases = Databases()
     seen: list[PoolStatistics] = []
 
-    async def main() -> None:
-        def look(event: Event) -> None:
-            seen.append(pool.statistics())
-            lease = pool.try_lease(A) if isinstance(event, ResourceOpened) else None
-            if lease is not None:
-                lease.release()
+    def look(event: Event) -> None:
+        seen.append(pool.statistics())
+        lease = pool.try_lease(A) if isinstance(event, ResourceOpened) else None
+        if lease is not None:
+            lease.release()
 
-        pool = ResourcePool(databases.provide, observers=[look])
-        async with pool, pool.lease(A):
-            pass
-
-    run_virtual(main())
+    pool = ResourcePool(databases.provide, observers=[look])
+    async with pool, pool.lease(A):
+        pass
     assert [(statistics.opened, statistics.closed) for statistics in seen] == [(1, 0), (1, 1)]
 
 
-def test_statistics_count_and_gauge() -> None:
+@in_virtual_time
+async def test_statistics_count_and_gauge() -> None:
     """Counters grow, gauges move, and opened - closed == live at every moment."""
     databases = Databases(errors={B: LookupError("unknown")})
     snapshots: list[PoolStatistics] = []
+    limits = PoolLimits(budget=1, idle=None)
+    async with ResourcePool(databases.provide, limits=limits, backoff=OpenBackoff(permanent=9.0)) as pool:
 
-    async def main() -> None:
-        limits = PoolLimits(budget=1, idle=None)
-        async with ResourcePool(databases.provide, limits=limits, backoff=OpenBackoff(permanent=9.0)) as pool:
+        async def look() -> None:
+            await settle()
+            snapshots.append(pool.statistics())
 
-            async def look() -> None:
-                await settle()
-                snapshots.append(pool.statistics())
-
-            await look()
-            waiter = asyncio.create_task(pool.acquire(A))
-            await look()
-            lease = await waiter
-            waiter = asyncio.create_task(pool.acquire(B))
-            await look()
-            lease.release()
-            await look()
-            await asyncio.wait([waiter])
-            await look()
-            assert waiter.exception() is not None
         await look()
-
-    run_virtual(main())
+        waiter = asyncio.create_task(pool.acquire(A))
+        await look()
+        lease = await waiter
+        waiter = asyncio.create_task(pool.acquire(B))
+        await look()
+        lease.release()
+        await look()
+        await asyncio.wait([waiter])
+        await look()
+        assert waiter.exception() is not None
+    await look()
     shown = [(s.opening, s.ready, s.closing, s.leased, s.waiting, s.weight, s.live, s.cooling) for s in snapshots]
     assert shown == [
         (0, 0, 0, 0, 0, 0, 0, 0),
@@ -300,22 +294,19 @@ def test_statistics_count_and_gauge() -> None:
     assert last.evictions == {"capacity": 1}
 
 
-def test_a_snapshot_does_not_change() -> None:
+@in_virtual_time
+async def test_a_snapshot_does_not_change() -> None:
     """Statistics are frozen; what happens later is not in them."""
     databases = Databases()
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide) as pool:
-            before: Any = pool.statistics()
-            async with pool.lease(A):
-                pass
-            assert before.opened == 0
-            with pytest.raises(FrozenInstanceError):
-                before.opened = 5
-            with pytest.raises(TypeError):
-                before.evictions["idle"] = 5
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide) as pool:
+        before: Any = pool.statistics()
+        async with pool.lease(A):
+            pass
+        assert before.opened == 0
+        with pytest.raises(FrozenInstanceError):
+            before.opened = 5
+        with pytest.raises(TypeError):
+            before.evictions["idle"] = 5
 
 
 def test_every_task_has_a_name() -> None:

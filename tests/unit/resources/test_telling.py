@@ -14,6 +14,7 @@ from postroom.events import Event, ResourceClosed
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 from unit.resources.databases import A, B, C, D, Database, Databases, Tenant
 
 QUICK = OpenBackoff(base=0.1, cap=0.1, permanent=1.0)
@@ -42,20 +43,17 @@ def lines(caplog: pytest.LogCaptureFixture, *, least: int = logging.WARNING) -> 
     return [(record.levelname, record.message) for record in caplog.records if record.levelno >= least]
 
 
-def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
     """One error with type, SQLSTATE and text; then a line when the cause changes, and at the end."""
     databases = Databases(errors={A: Refused('password failed for user "app"', "28P01")})
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide, backoff=QUICK) as pool:
-            await fail(pool, times=10)
-            databases.errors[A] = ConnectionRefusedError("refused")
-            await fail(pool, times=10)
-            del databases.errors[A]
-            async with pool.lease(A):
-                pass
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, backoff=QUICK) as pool:
+        await fail(pool, times=10)
+        databases.errors[A] = ConnectionRefusedError("refused")
+        await fail(pool, times=10)
+        del databases.errors[A]
+        async with pool.lease(A):
+            pass
     (error, first), (changed, second), (back, third) = lines(caplog)
     assert (error, changed, back) == ("ERROR", "WARNING", "WARNING")
     assert first.startswith(
@@ -67,43 +65,37 @@ def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
     assert "in open" in caplog.text  # the traceback
 
 
-def test_an_unknown_tenant_is_a_warning_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_an_unknown_tenant_is_a_warning_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """It is no outage of ours; and it is told once, however often the sender tries."""
     databases = Databases(errors={A: UnknownTenant("not in the registry")})
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide, backoff=QUICK) as pool:
-            for _ in range(3):
-                await fail(pool)
-                await asyncio.sleep(1.0)
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, backoff=QUICK) as pool:
+        for _ in range(3):
+            await fail(pool)
+            await asyncio.sleep(1.0)
     ((level, text),) = lines(caplog)
     assert level == "WARNING"
     assert "unknown tenant: UnknownTenant: not in the registry" in text
     assert caplog.records[-1].exc_info is None
 
 
-def test_a_dead_host_is_one_error_for_all_of_its_tenants(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_dead_host_is_one_error_for_all_of_its_tenants(caplog: pytest.LogCaptureFixture) -> None:
     """Up to five keys find it out; the other hundreds, and the probes, write nothing; its return is told."""
     tenants = [Tenant(str(number)) for number in range(200)]
     databases = Databases(errors={tenant: ConnectionRefusedError("refused") for tenant in tenants})
-
-    async def main() -> None:
-        pool = ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=QUICK)
-        async with pool:
-            for _ in range(30):
-                for tenant in tenants:
-                    with pytest.raises(ResourceOpenError):
-                        await pool.acquire(tenant)
-                await asyncio.sleep(0.5)
-            databases.errors.clear()
-            await asyncio.sleep(1.0)
+    pool = ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=QUICK)
+    async with pool:
+        for _ in range(30):
             for tenant in tenants:
-                async with pool.lease(tenant):
-                    pass
-
-    run_virtual(main())
+                with pytest.raises(ResourceOpenError):
+                    await pool.acquire(tenant)
+            await asyncio.sleep(0.5)
+        databases.errors.clear()
+        await asyncio.sleep(1.0)
+        for tenant in tenants:
+            async with pool.lease(tenant):
+                pass
     told = lines(caplog)
     errors = [text for level, text in told if level == "ERROR"]
     assert len(errors) <= 5
@@ -113,132 +105,112 @@ def test_a_dead_host_is_one_error_for_all_of_its_tenants(caplog: pytest.LogCaptu
     assert len(told) <= 11
 
 
-def test_every_refusal_has_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_every_refusal_has_the_cause(caplog: pytest.LogCaptureFixture) -> None:
     """The first and the hundredth: from the provider, while it cools, while its host is left alone, at the deadline."""
     down = ConnectionRefusedError("nothing listens")
     tenants = [Tenant(str(number)) for number in range(8)]
     databases = Databases(errors=dict.fromkeys(tenants, down))
     seen: list[ResourceOpenError] = []
-
-    async def main() -> None:
-        pool = ResourcePool(
-            databases.provide, host=lambda tenant: "db-1", timeouts=PoolTimeouts(open=5.0), backoff=QUICK
-        )
-        async with pool:
-            for number in range(100):
-                with pytest.raises(ResourceOpenError) as caught:
-                    await pool.acquire(tenants[number % 8])
-                seen.append(caught.value)
-            databases.stuck.update(tenants)
-            await asyncio.sleep(1.0)
-            with pytest.raises(ResourceOpenError, match="still opening; last failure") as caught:
-                await pool.acquire(tenants[0], timeout=1.0)
+    pool = ResourcePool(databases.provide, host=lambda tenant: "db-1", timeouts=PoolTimeouts(open=5.0), backoff=QUICK)
+    async with pool:
+        for number in range(100):
+            with pytest.raises(ResourceOpenError) as caught:
+                await pool.acquire(tenants[number % 8])
             seen.append(caught.value)
-
-    run_virtual(main())
+        databases.stuck.update(tenants)
+        await asyncio.sleep(1.0)
+        with pytest.raises(ResourceOpenError, match="still opening; last failure") as caught:
+            await pool.acquire(tenants[0], timeout=1.0)
+        seen.append(caught.value)
     assert all(error.__cause__ is down for error in seen)
     assert all("nothing listens" in str(error) for error in seen)
     kinds = {"could not be opened", "left alone after", "host is left alone", "not ready by the lease's deadline"}
     assert all(any(kind in str(error) for error in seen) for kind in kinds)
 
 
-def test_a_first_open_that_is_too_slow_names_the_phase_as_its_cause() -> None:
+@in_virtual_time
+async def test_a_first_open_that_is_too_slow_names_the_phase_as_its_cause() -> None:
     """There is no earlier failure to tell of: the cause is a ``TimeoutError`` that says what was waited for."""
     databases = Databases(stuck={A})
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide) as pool:
-            with pytest.raises(ResourceOpenError, match="still opening") as caught:
-                await pool.acquire(A, timeout=1.0)
-            assert isinstance(caught.value.__cause__, TimeoutError)
-            assert str(caught.value.__cause__) == "still opening"
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide) as pool:
+        with pytest.raises(ResourceOpenError, match="still opening") as caught:
+            await pool.acquire(A, timeout=1.0)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        assert str(caught.value.__cause__) == "still opening"
 
 
-def test_old_causes_let_their_tracebacks_go() -> None:
+@in_virtual_time
+async def test_old_causes_let_their_tracebacks_go() -> None:
     """I10: a traceback keeps frames in memory; a hundred of them do, the text stays for all."""
     tenants = [Tenant(str(number)) for number in range(300)]
     databases = Databases(open_seconds=0.0)
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide) as pool:
-            for tenant in tenants:
-                databases.errors[tenant] = OSError(f"down {tenant.name}")
-                with pytest.raises(ResourceOpenError):
-                    await pool.acquire(tenant)
-            kept = [error for error in databases.errors.values() if error.__traceback__ is not None]
-            assert len(kept) == 100
-            with pytest.raises(ResourceOpenError, match="OSError: down 0"):
-                await pool.acquire(tenants[0])
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide) as pool:
+        for tenant in tenants:
+            databases.errors[tenant] = OSError(f"down {tenant.name}")
+            with pytest.raises(ResourceOpenError):
+                await pool.acquire(tenant)
+        kept = [error for error in databases.errors.values() if error.__traceback__ is not None]
+        assert len(kept) == 100
+        with pytest.raises(ResourceOpenError, match="OSError: down 0"):
+            await pool.acquire(tenants[0])
 
 
-def test_a_budget_that_is_missing_for_long_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_budget_that_is_missing_for_long_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Who waits, who has it, and what to do; then once a minute, however many wait."""
     databases = Databases()
     weights = {A: 5, B: 3, C: 1, D: 1}
-
-    async def main() -> None:
-        limits = PoolLimits(budget=10, patience=1.0)
-        async with ResourcePool(databases.provide, weight=lambda tenant: weights.get(tenant, 1), limits=limits) as pool:
-            held = [await pool.acquire(tenant) for tenant in weights]
-            waiting = [asyncio.create_task(pool.acquire(Tenant(str(n)), timeout=100.0)) for n in range(20)]
-            await asyncio.sleep(110.0)
-            for task in waiting:
-                assert isinstance(task.exception(), PoolExhaustedError)
-            for lease in held:
-                lease.release()
-
-    run_virtual(main())
+    limits = PoolLimits(budget=10, patience=1.0)
+    async with ResourcePool(databases.provide, weight=lambda tenant: weights.get(tenant, 1), limits=limits) as pool:
+        held = [await pool.acquire(tenant) for tenant in weights]
+        waiting = [asyncio.create_task(pool.acquire(Tenant(str(n)), timeout=100.0)) for n in range(20)]
+        await asyncio.sleep(110.0)
+        for task in waiting:
+            assert isinstance(task.exception(), PoolExhaustedError)
+        for lease in held:
+            lease.release()
     told = [text for _, text in lines(caplog) if text.startswith("No budget for key: 0:us-east-1, waiting for ")]
     assert len(told) == 2
     assert "it needs 1, and 10 of 10 of pool are in use, most of it by a:us-east-1 (5, 1 leased), b:us-" in told[0]
 
 
-def test_a_short_wait_for_budget_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_short_wait_for_budget_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
     """Busy tenants take turns all the time."""
     databases = Databases()
-
-    async def main() -> None:
-        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1, patience=0.0, sweep=0.1)) as pool:
-            for tenant in [A, B] * 50:
-                async with pool.lease(tenant):
-                    await asyncio.sleep(0.2)
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, limits=PoolLimits(budget=1, patience=0.0, sweep=0.1)) as pool:
+        for tenant in [A, B] * 50:
+            async with pool.lease(tenant):
+                await asyncio.sleep(0.2)
     assert lines(caplog) == []
 
 
-def test_an_outage_that_a_use_meets_counts_for_key_and_host(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_an_outage_that_a_use_meets_counts_for_key_and_host(caplog: pytest.LogCaptureFixture) -> None:
     """Too many connections: what is open stays open, ``retry_after`` says how long to wait, five keys name the host."""
     databases = Databases()
     tenants = [Tenant(str(number)) for number in range(6)]
     full = Refused("sorry, too many clients already", "53300")
-
-    async def main() -> None:
-        backoff = OpenBackoff(base=4.0, cap=8.0)
-        async with ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=backoff) as pool:
-            leases: list[Any] = [await pool.acquire(tenant) for tenant in tenants[:5]]
-            for _ in range(8):  # handlers that ran side by side: one outage
-                assert leases[0].report(full)
-            assert pool.troubled
-            assert 0 < pool.retry_after(tenants[0]) <= 4.0
-            assert pool.is_open(tenants[0])
-            assert pool.retry_after(tenants[1]) == pool.retry_after(tenants[5]) == 0.0
-            for lease in leases[1:]:
-                assert lease.report(full)
-            with pytest.raises(ResourceOpenError, match="host is left alone") as caught:
-                await pool.acquire(tenants[5])
-            assert caught.value.__cause__ is full
-            assert not leases[0].report(ValueError("its own"))
-            for lease in leases:
-                lease.release()
-            assert len(databases.opened) == 5
-            assert pool.statistics().live == 5
-
-    run_virtual(main())
+    backoff = OpenBackoff(base=4.0, cap=8.0)
+    async with ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=backoff) as pool:
+        leases: list[Any] = [await pool.acquire(tenant) for tenant in tenants[:5]]
+        for _ in range(8):  # handlers that ran side by side: one outage
+            assert leases[0].report(full)
+        assert pool.troubled
+        assert 0 < pool.retry_after(tenants[0]) <= 4.0
+        assert pool.is_open(tenants[0])
+        assert pool.retry_after(tenants[1]) == pool.retry_after(tenants[5]) == 0.0
+        for lease in leases[1:]:
+            assert lease.report(full)
+        with pytest.raises(ResourceOpenError, match="host is left alone") as caught:
+            await pool.acquire(tenants[5])
+        assert caught.value.__cause__ is full
+        assert not leases[0].report(ValueError("its own"))
+        for lease in leases:
+            lease.release()
+        assert len(databases.opened) == 5
+        assert pool.statistics().live == 5
     texts = [text for level, text in lines(caplog) if level == "ERROR"]
     assert texts[0].startswith("Outage met by a use of the resources of key: 0:us-east-1 (outage: Refused [53300]: ")
     assert texts[-1].startswith("Host not available: db-1")
@@ -267,7 +239,8 @@ def test_a_user_may_say_what_else_is_an_outage(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A lambda around an async function passes for a plain one, and its coroutine for True: all were outages."""
     databases = Databases(errors={A: OSError("down")})
 
@@ -277,21 +250,19 @@ def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytest.LogC
     def ask(error: BaseException) -> Any:
         return look(error)
 
-    async def main() -> None:
-        async with ResourcePool(databases.provide, outage=ask, classify=ask) as pool:
-            await fail(pool)
-            lease = await pool.acquire(B)
-            assert not lease.report(ValueError("the message's own"))
-            lease.release()
-
-    run_virtual(main())
+    async with ResourcePool(databases.provide, outage=ask, classify=ask) as pool:
+        await fail(pool)
+        lease = await pool.acquire(B)
+        assert not lease.report(ValueError("the message's own"))
+        lease.release()
     told = [text.partition(" failed")[0] for text in caplog.messages if "= failed;" in text]
     assert told == ["classify=", "outage="]
     assert caplog.text.count("TypeError: it returned an awaitable, which nothing awaits") == 2
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_host_that_would_have_to_be_awaited_is_none() -> None:
+@in_virtual_time
+async def test_a_host_that_would_have_to_be_awaited_is_none() -> None:
     """Each tenant would have a host of its own, and no limit of a host would hold."""
 
     async def look(_tenant: Tenant) -> str:
@@ -300,16 +271,14 @@ def test_a_host_that_would_have_to_be_awaited_is_none() -> None:
     def host(tenant: Tenant) -> Any:
         return look(tenant)
 
-    async def main() -> None:
-        async with ResourcePool(Databases().provide, host=host) as pool:
-            with pytest.raises(ResourceOpenError, match=r"host= or per_host= failed.*it returned an awaitable"):
-                await pool.acquire(A)
-
-    run_virtual(main())
+    async with ResourcePool(Databases().provide, host=host) as pool:
+        with pytest.raises(ResourceOpenError, match=r"host= or per_host= failed.*it returned an awaitable"):
+            await pool.acquire(A)
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_observer_that_would_have_to_be_awaited_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_an_observer_that_would_have_to_be_awaited_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of it ran, and a warning at the end of its coroutine was all."""
 
     async def send(_event: Event) -> None:
@@ -318,36 +287,29 @@ def test_an_observer_that_would_have_to_be_awaited_is_told_of(caplog: pytest.Log
     def observe(event: Event) -> Any:
         return send(event)
 
-    async def main() -> None:
-        async with ResourcePool(Databases().provide, observers=[observe]) as pool, pool.lease(A):
-            pass
-
-    run_virtual(main())
+    async with ResourcePool(Databases().provide, observers=[observe]) as pool, pool.lease(A):
+        pass
     assert "observe failed on Resource" in caplog.text
     assert "it returned an awaitable, which nothing awaits" in caplog.text
 
 
-def test_an_outage_in_use_shortens_no_pause() -> None:
+@in_virtual_time
+async def test_an_outage_in_use_shortens_no_pause() -> None:
     """A replacement that failed is left alone for as long as it was said, whatever uses of the old resources meet."""
     databases = Databases()
-
-    async def main() -> None:
-        limits = PoolLimits(max_age=1.0, sweep=0.5, idle=None)
-        async with ResourcePool(
-            databases.provide, backoff=OpenBackoff(base=0.1, permanent=50.0), limits=limits
-        ) as pool:
-            lease = await pool.acquire(A)
-            databases.errors[A] = UnknownTenant("removed")
-            await asyncio.sleep(3.0)
-            assert pool.retry_after(A) == 0.0  # what is open may be used
-            assert lease.report(Refused("too many clients", "53300"))
-            assert pool.retry_after(A) > 40.0
-            lease.release()
-
-    run_virtual(main())
+    limits = PoolLimits(max_age=1.0, sweep=0.5, idle=None)
+    async with ResourcePool(databases.provide, backoff=OpenBackoff(base=0.1, permanent=50.0), limits=limits) as pool:
+        lease = await pool.acquire(A)
+        databases.errors[A] = UnknownTenant("removed")
+        await asyncio.sleep(3.0)
+        assert pool.retry_after(A) == 0.0  # what is open may be used
+        assert lease.report(Refused("too many clients", "53300"))
+        assert pool.retry_after(A) > 40.0
+        lease.release()
 
 
-def test_what_an_observer_sets_reaches_no_other_tenants_provider() -> None:
+@in_virtual_time
+async def test_what_an_observer_sets_reaches_no_other_tenants_provider() -> None:
     """Such as a library's context of log fields, bound to the tenant of the event."""
     bound: ContextVar[str] = ContextVar("bound", default="nothing")
     seen: list[str] = []
@@ -361,11 +323,8 @@ def test_what_an_observer_sets_reaches_no_other_tenants_provider() -> None:
         if isinstance(event, ResourceClosed):
             bound.set(str(event.key))
 
-    async def scenario() -> None:
-        async with ResourcePool(database, limits=PoolLimits(budget=1), observers=[bind]) as pool:
-            for tenant in "abc":
-                async with pool.lease(tenant):
-                    await asyncio.sleep(0.1)
-
-    run_virtual(scenario())
+    async with ResourcePool(database, limits=PoolLimits(budget=1), observers=[bind]) as pool:
+        for tenant in "abc":
+            async with pool.lease(tenant):
+                await asyncio.sleep(0.1)
     assert seen == ["nothing"] * 3

@@ -12,7 +12,7 @@ from postroom.errors import UnknownTenant
 from postroom.outbox.rounds import Counters, Rounds
 from postroom.outbox.run import Run
 from postroom.resources import ResourcePool
-from postroom.testing.loop import run_virtual
+from support.virtual import in_virtual_time
 
 
 class Registry:
@@ -76,30 +76,28 @@ async def relay(registry: Registry, *, interval: float = 1.0, place: bool = True
         await run.end()
 
 
-def test_rows_of_a_database_that_a_tenant_was_moved_to_are_found(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_rows_of_a_database_that_a_tenant_was_moved_to_are_found(caplog: pytest.LogCaptureFixture) -> None:
     """Within seconds, and the old one is closed; the log says so once, of that tenant."""
     registry = Registry()
-
-    async def scenario() -> None:
-        async with relay(registry) as looks:
-            await asyncio.sleep(30)
-            assert looks.since(0) == {"db-1"}
-            registry.places["acme"] = "db-2"
-            await asyncio.sleep(10)
-            count = len(looks.found)
-            await asyncio.sleep(30)
-            assert looks.since(count) == {"db-2"}
-            assert looks.since(count, "beta") == {"db-1"}
-            assert registry.open == ["db-1", "db-2"]
-
-    run_virtual(scenario())
+    async with relay(registry) as looks:
+        await asyncio.sleep(30)
+        assert looks.since(0) == {"db-1"}
+        registry.places["acme"] = "db-2"
+        await asyncio.sleep(10)
+        count = len(looks.found)
+        await asyncio.sleep(30)
+        assert looks.since(count) == {"db-2"}
+        assert looks.since(count, "beta") == {"db-1"}
+        assert registry.open == ["db-1", "db-2"]
     said = [record.getMessage() for record in caplog.records if "is at db-2 now" in record.getMessage()]
     assert len(said) == 1
     assert "tenant acme" in said[0]
     assert "no longer at db-1" in said[0]
 
 
-def test_a_move_between_the_answer_and_the_open_is_found_out() -> None:
+@in_virtual_time
+async def test_a_move_between_the_answer_and_the_open_is_found_out() -> None:
     """What the first answer named is what later ones are compared with, not what was opened a moment later."""
     registry = Registry()
     opened = registry.database
@@ -111,15 +109,11 @@ def test_a_move_between_the_answer_and_the_open_is_found_out() -> None:
             yield database
 
     registry.database = late  # type: ignore[method-assign]
-
-    async def scenario() -> None:
-        async with relay(registry) as looks:
-            await asyncio.sleep(10)
-            count = len(looks.found)
-            await asyncio.sleep(30)
-            assert looks.since(count) == {"db-2"}
-
-    run_virtual(scenario())
+    async with relay(registry) as looks:
+        await asyncio.sleep(10)
+        count = len(looks.found)
+        await asyncio.sleep(30)
+        assert looks.since(count) == {"db-2"}
 
 
 def _unknown() -> str:
@@ -131,70 +125,58 @@ def _cancelled() -> str:
 
 
 @pytest.mark.parametrize("trouble", [_unknown, _cancelled, None])
-def test_a_registry_that_does_not_answer_costs_no_look(trouble: Callable[[], str] | None) -> None:
+@in_virtual_time
+async def test_a_registry_that_does_not_answer_costs_no_look(trouble: Callable[[], str] | None) -> None:
     """It raises whatever it likes, or hangs; the relay goes on, and follows when it answers again."""
     registry = Registry()
-
-    async def scenario() -> None:
-        async with relay(registry) as looks:
-            await asyncio.sleep(10)
-            registry.trouble, registry.hangs = trouble, trouble is None
-            registry.places["acme"] = "db-2"
-            before = len(looks.found)
-            await asyncio.sleep(60)
-            assert len(looks.found) > before + 60
-            assert looks.since(before) == {"db-1"}
-            registry.trouble, registry.hangs = None, False
-            await asyncio.sleep(10)
-            count = len(looks.found)
-            await asyncio.sleep(10)
-            assert looks.since(count) == {"db-2"}
-
-    run_virtual(scenario())
+    async with relay(registry) as looks:
+        await asyncio.sleep(10)
+        registry.trouble, registry.hangs = trouble, trouble is None
+        registry.places["acme"] = "db-2"
+        before = len(looks.found)
+        await asyncio.sleep(60)
+        assert len(looks.found) > before + 60
+        assert looks.since(before) == {"db-1"}
+        registry.trouble, registry.hangs = None, False
+        await asyncio.sleep(10)
+        count = len(looks.found)
+        await asyncio.sleep(10)
+        assert looks.since(count) == {"db-2"}
 
 
-def test_a_move_before_the_first_answer_is_found_out() -> None:
+@in_virtual_time
+async def test_a_move_before_the_first_answer_is_found_out() -> None:
     """What was opened meanwhile may be anywhere: a registry of one's own is slow when it is asked first."""
     registry = Registry()
     registry.hangs = True
-
-    async def scenario() -> None:
-        async with relay(registry) as looks:
-            await asyncio.sleep(4)
-            assert looks.since(0) == {"db-1"}
-            registry.places["acme"] = "db-2"
-            registry.hangs = False
-            await asyncio.sleep(10)
-            count = len(looks.found)
-            await asyncio.sleep(30)
-            assert looks.since(count) == {"db-2"}
-            assert sorted(registry.open) == ["db-1", "db-2"]
-
-    run_virtual(scenario())
+    async with relay(registry) as looks:
+        await asyncio.sleep(4)
+        assert looks.since(0) == {"db-1"}
+        registry.places["acme"] = "db-2"
+        registry.hangs = False
+        await asyncio.sleep(10)
+        count = len(looks.found)
+        await asyncio.sleep(30)
+        assert looks.since(count) == {"db-2"}
+        assert sorted(registry.open) == ["db-1", "db-2"]
 
 
 @pytest.mark.parametrize(("interval", "most"), [(0.1, 42), (1.0, 42), (20.0, 6)])
-def test_the_registry_is_asked_far_less_often_than_the_outbox(interval: float, most: int) -> None:
+@in_virtual_time
+async def test_the_registry_is_asked_far_less_often_than_the_outbox(interval: float, most: int) -> None:
     """Once in five seconds, or in five looks if that is longer, for each of two tenants."""
     registry = Registry()
-
-    async def scenario() -> None:
-        async with relay(registry, interval=interval) as looks:
-            await asyncio.sleep(100)
-            assert 2 <= registry.asked <= most
-            assert len(looks.found) >= 8
-
-    run_virtual(scenario())
+    async with relay(registry, interval=interval) as looks:
+        await asyncio.sleep(100)
+        assert 2 <= registry.asked <= most
+        assert len(looks.found) >= 8
 
 
-def test_a_provider_that_tells_no_place_is_relayed_from_where_it_was() -> None:
+@in_virtual_time
+async def test_a_provider_that_tells_no_place_is_relayed_from_where_it_was() -> None:
     """There is nothing to compare."""
     registry = Registry()
-
-    async def scenario() -> None:
-        async with relay(registry, place=False) as looks:
-            await asyncio.sleep(20)
-            assert looks.since(0) == {"db-1"}
-            assert registry.asked == 0
-
-    run_virtual(scenario())
+    async with relay(registry, place=False) as looks:
+        await asyncio.sleep(20)
+        assert looks.since(0) == {"db-1"}
+        assert registry.asked == 0

@@ -17,6 +17,7 @@ from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, SendResult
+from support.virtual import in_virtual_time
 
 
 @asynccontextmanager
@@ -200,7 +201,8 @@ def test_rows_of_a_queue_that_refuses_all_stay_and_the_log_says_why(
     assert again == "Queue invoices takes messages of outboxes again"
 
 
-def test_a_transform_that_fails_for_one_tenant_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_transform_that_fails_for_one_tenant_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
     """It may need a bucket of that tenant. The log names the tenant and the cause, once, and the end."""
     caplog.set_level(logging.INFO, "postroom.outbox")
     away = [True]
@@ -210,22 +212,19 @@ def test_a_transform_that_fails_for_one_tenant_holds_up_no_other(caplog: pytest.
             raise ConnectionError("no route to the bucket")
         return message
 
-    async def main() -> None:
-        async with LocalBroker() as broker, MemoryClient(broker) as client:
-            broker.create_queue("invoices")
-            async with Sender[Any]("invoices", transform=transform, client=client) as sender:
-                queues = Queues({"invoices": sender}, client)
-                for _ in range(2):
-                    unsent = await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
-                    assert [each.retryable for each in unsent.values()] == [True]
-                    assert queues.paused("acme") == ["invoices"]
-                    assert queues.paused("beta") == []
-                    assert not await queues.post("invoices", [OutgoingMessage(body="small")], "beta")
-                away.clear()
-                assert not await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
-                assert queues.paused("acme") == []
-
-    run_virtual(main())
+    async with LocalBroker() as broker, MemoryClient(broker) as client:
+        broker.create_queue("invoices")
+        async with Sender[Any]("invoices", transform=transform, client=client) as sender:
+            queues = Queues({"invoices": sender}, client)
+            for _ in range(2):
+                unsent = await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
+                assert [each.retryable for each in unsent.values()] == [True]
+                assert queues.paused("acme") == ["invoices"]
+                assert queues.paused("beta") == []
+                assert not await queues.post("invoices", [OutgoingMessage(body="small")], "beta")
+            away.clear()
+            assert not await queues.post("invoices", [OutgoingMessage(body="large")], "acme")
+            assert queues.paused("acme") == []
     failed, again = caplog.messages
     assert failed == (
         "Sender(transform=...) failed for a message of tenant acme for queue invoices, which stays in the outbox; the "
@@ -293,18 +292,15 @@ def test_queues_that_rows_name_are_not_kept_open_for_ever(monkeypatch: pytest.Mo
     assert opened == ["invoices", "a", "b", "c", "a"]
 
 
-def test_what_is_tried_no_more_is_forgotten() -> None:
+@in_virtual_time
+async def test_what_is_tried_no_more_is_forgotten() -> None:
     """Such as a queue that is gone, with its rows: ten minutes after its pause."""
-
-    async def main() -> None:
-        pauses = Pauses()
-        pauses.failed("gone")
-        await asyncio.sleep(600)
-        pauses.failed("one")
-        assert pauses.is_known("gone")
-        await asyncio.sleep(2)
-        pauses.failed("other")
-        assert not pauses.is_known("gone")
-        assert pauses.active() == ["other"]
-
-    run_virtual(main())
+    pauses = Pauses()
+    pauses.failed("gone")
+    await asyncio.sleep(600)
+    pauses.failed("one")
+    assert pauses.is_known("gone")
+    await asyncio.sleep(2)
+    pauses.failed("other")
+    assert not pauses.is_known("gone")
+    assert pauses.active() == ["other"]

@@ -22,6 +22,7 @@ from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure
+from support.virtual import in_virtual_time
 
 Answer = Callable[[Sequence[int]], list[EntryFailure]]
 
@@ -111,98 +112,74 @@ def test_an_urgent_entry_takes_the_others_along() -> None:
     assert run_virtual(main()).sent == [(0.0, [1, 2])]
 
 
-def test_a_refused_entry_is_sent_again_and_the_others_are_not() -> None:
+@in_virtual_time
+async def test_a_refused_entry_is_sent_again_and_the_others_are_not() -> None:
     """Only what failed goes again, after a pause."""
     answers = [[EntryFailure(1, "InternalError")], []]
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: answers.pop(0))
-        for number in range(3):
-            recorder.batcher.add(number)
-        await recorder.batcher.drain()
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda _entries: answers.pop(0))
+    for number in range(3):
+        recorder.batcher.add(number)
+    await recorder.batcher.drain()
     assert [entries for _, entries in recorder.sent] == [[0, 1, 2], [1]]
     assert sorted(entry for entry, error in recorder.ended if error is None) == [0, 1, 2]
 
 
-def test_a_sender_fault_ends_at_once() -> None:
+@in_virtual_time
+async def test_a_sender_fault_ends_at_once() -> None:
     """An entry that will be refused again is not sent again."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)])
-        recorder.batcher.add(1)
-        await recorder.batcher.drain()
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda _entries: [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)])
+    recorder.batcher.add(1)
+    await recorder.batcher.drain()
     assert len(recorder.sent) == 1
     assert [(entry, type(error)) for entry, error in recorder.ended] == [(1, InvalidReceiptHandle)]
 
 
-def test_entries_that_are_refused_for_long_are_tried_at_a_bounded_pace() -> None:
+@in_virtual_time
+async def test_entries_that_are_refused_for_long_are_tried_at_a_bounded_pace() -> None:
     """A minute of refusals of each single entry costs few calls, and then everything ends well."""
-
-    async def main() -> Recorder:
-        loop = asyncio.get_running_loop()
-        recorder = Recorder(
-            lambda entries: [EntryFailure(i, "InternalError") for i in range(len(entries))] if loop.time() < 60 else []
-        )
-        for number in range(1000):
-            recorder.batcher.add(number)
-        await asyncio.sleep(80)
-        return recorder
-
-    recorder = run_virtual(main())
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(
+        lambda entries: [EntryFailure(i, "InternalError") for i in range(len(entries))] if loop.time() < 60 else []
+    )
+    for number in range(1000):
+        recorder.batcher.add(number)
+    await asyncio.sleep(80)
     assert sorted(entry for entry, error in recorder.ended if error is None) == list(range(1000))
     assert len([time for time, _ in recorder.sent if 0 < time < 60]) < 40
 
 
-def test_one_bad_entry_does_not_slow_the_others_down() -> None:
+@in_virtual_time
+async def test_one_bad_entry_does_not_slow_the_others_down() -> None:
     """It is refused again and again; what comes meanwhile leaves as ever."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda entries: [EntryFailure(i, "InternalError") for i, e in enumerate(entries) if e == 0])
-        for number in range(200):
-            recorder.batcher.add(number)
-            await asyncio.sleep(0.05)
-        recorder.over.add(0)
-        await recorder.batcher.drain()
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda entries: [EntryFailure(i, "InternalError") for i, e in enumerate(entries) if e == 0])
+    for number in range(200):
+        recorder.batcher.add(number)
+        await asyncio.sleep(0.05)
+    recorder.over.add(0)
+    await recorder.batcher.drain()
     assert sorted(entry for entry, _ in recorder.ended) == list(range(1, 200))
     assert len([entries for _, entries in recorder.sent if 0 in entries]) < 15
 
 
-def test_a_denied_call_is_tried_slowly_and_for_minutes() -> None:
+@in_virtual_time
+async def test_a_denied_call_is_tried_slowly_and_for_minutes() -> None:
     """Credentials that are renewed after a minute save everything, at a call every half minute at the slowest."""
-
-    async def main() -> Recorder:
-        loop = asyncio.get_running_loop()
-        recorder = Recorder(lambda _entries: _raise(AccessDenied("expired")) if loop.time() < 60 else [])
-        for number in range(40):
-            recorder.batcher.add(number)
-        await asyncio.sleep(120)
-        return recorder
-
-    recorder = run_virtual(main())
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(lambda _entries: _raise(AccessDenied("expired")) if loop.time() < 60 else [])
+    for number in range(40):
+        recorder.batcher.add(number)
+    await asyncio.sleep(120)
     assert [error for _, error in recorder.ended] == [None] * 40
     assert len([time for time, _ in recorder.sent if 0 < time < 60]) < 8
 
 
-def test_a_call_that_stays_denied_ends_every_entry_after_minutes() -> None:
+@in_virtual_time
+async def test_a_call_that_stays_denied_ends_every_entry_after_minutes() -> None:
     """The calls are few, and so is the time."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: _raise(AccessDenied("no")))
-        for number in range(25):
-            recorder.batcher.add(number)
-        await asyncio.sleep(PATIENCE + 60)
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda _entries: _raise(AccessDenied("no")))
+    for number in range(25):
+        recorder.batcher.add(number)
+    await asyncio.sleep(PATIENCE + 60)
     assert [type(error) for _, error in recorder.ended] == [AccessDenied] * 25
     assert len(recorder.sent) < 25
 
@@ -227,22 +204,19 @@ def test_a_call_that_stays_denied_does_not_hold_a_stop_up(before: float) -> None
     assert calls <= 5
 
 
-def test_a_permanent_error_of_the_call_ends_every_entry() -> None:
+@in_virtual_time
+async def test_a_permanent_error_of_the_call_ends_every_entry() -> None:
     """A queue that does not exist is not asked again."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: _raise(QueueNotFound("no")))
-        for number in range(4):
-            recorder.batcher.add(number)
-        await recorder.batcher.drain()
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda _entries: _raise(QueueNotFound("no")))
+    for number in range(4):
+        recorder.batcher.add(number)
+    await recorder.batcher.drain()
     assert len(recorder.sent) == 1
     assert [type(error) for _, error in recorder.ended] == [QueueNotFound] * 4
 
 
-def test_a_passing_error_of_the_call_is_tried_again() -> None:
+@in_virtual_time
+async def test_a_passing_error_of_the_call_is_tried_again() -> None:
     """ServiceUnavailable is retried with growing pauses; the entries end well."""
     failures = [ServiceUnavailable("later"), ServiceUnavailable("later")]
 
@@ -251,33 +225,25 @@ def test_a_passing_error_of_the_call_is_tried_again() -> None:
             raise failures.pop()
         return []
 
-    async def main() -> Recorder:
-        recorder = Recorder(fail_twice)
-        recorder.batcher.add(1)
-        await recorder.batcher.drain()
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(fail_twice)
+    recorder.batcher.add(1)
+    await recorder.batcher.drain()
     times = [time for time, _ in recorder.sent]
     assert len(times) == 3
     assert times[2] - times[1] > times[1] - times[0]
     assert recorder.ended == [(1, None)]
 
 
-def test_what_gathered_in_an_outage_does_not_go_out_all_at_once() -> None:
+@in_virtual_time
+async def test_what_gathered_in_an_outage_does_not_go_out_all_at_once() -> None:
     """One call at a time while it lasts, then two more for each that goes well."""
-
-    async def main() -> Recorder:
-        loop = asyncio.get_running_loop()
-        recorder = Recorder(lambda _entries: _raise(Throttled("slow down")) if loop.time() < 20 else [])
-        recorder.takes = 0.05
-        for number in range(2000):
-            recorder.batcher.add(number)
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(30)
-        return recorder
-
-    recorder = run_virtual(main())
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(lambda _entries: _raise(Throttled("slow down")) if loop.time() < 20 else [])
+    recorder.takes = 0.05
+    for number in range(2000):
+        recorder.batcher.add(number)
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(30)
     assert len([entry for entry, error in recorder.ended if error is None]) == 2000
     assert len([time for time, _ in recorder.sent if 1 < time < 20]) < 15
     first = min(time for time, _ in recorder.sent if time >= 20)
@@ -312,39 +278,35 @@ def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
 
 
 @pytest.mark.parametrize("obeys", [True, False])
-def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool, caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Each by its own time. Its entries are sent again; one that does not let itself be cancelled is cancelled once."""
+    recorder = Recorder()
+    started: list[float] = []
+    cancelled: list[float] = []
+    time = asyncio.get_running_loop().time
 
-    async def main() -> tuple[Recorder, list[float]]:
-        recorder = Recorder()
-        started: list[float] = []
-        cancelled: list[float] = []
-        time = asyncio.get_running_loop().time
+    async def send(entries: Sequence[int]) -> list[EntryFailure]:
+        started.append(time())
+        hangs = len(started) <= 2
+        while hangs and time() < 300:
+            try:
+                await asyncio.sleep(300)
+            except asyncio.CancelledError:
+                cancelled.append(time())
+                if obeys:
+                    raise
+        return []
 
-        async def send(entries: Sequence[int]) -> list[EntryFailure]:
-            started.append(time())
-            hangs = len(started) <= 2
-            while hangs and time() < 300:
-                try:
-                    await asyncio.sleep(300)
-                except asyncio.CancelledError:
-                    cancelled.append(time())
-                    if obeys:
-                        raise
-            return []
-
-        recorder.send = send  # type: ignore[method-assign]
-        recorder.batcher.add(1, urgent=True)
-        await asyncio.sleep(10)
-        recorder.batcher.add(2, urgent=True)
-        await asyncio.sleep(190)
-        assert cancelled == [ANSWER, 10 + ANSWER]
-        assert not obeys or "ServiceUnavailable: SQS did not answer within 60 s;" in caplog.text
-        await recorder.batcher.cancel()
-        await asyncio.sleep(400)
-        return recorder, started
-
-    recorder, started = run_virtual(main())
+    recorder.send = send  # type: ignore[method-assign]
+    recorder.batcher.add(1, urgent=True)
+    await asyncio.sleep(10)
+    recorder.batcher.add(2, urgent=True)
+    await asyncio.sleep(190)
+    assert cancelled == [ANSWER, 10 + ANSWER]
+    assert not obeys or "ServiceUnavailable: SQS did not answer within 60 s;" in caplog.text
+    await recorder.batcher.cancel()
+    await asyncio.sleep(400)
     assert [entry for entry, error in recorder.ended if error is None] == ([1, 2] if obeys else [])
     assert [round(at) for at in started] == ([0, 10, 60, 70] if obeys else [0, 10])
 
@@ -379,19 +341,15 @@ def test_a_batch_is_bounded_in_bytes_where_that_matters() -> None:
     assert [entries for _, entries in run_virtual(main()).sent] == [[0, 1], [2, 3]]
 
 
-def test_memory_is_bounded_while_calls_fail() -> None:
+@in_virtual_time
+async def test_memory_is_bounded_while_calls_fail() -> None:
     """Past a number of waiting entries further ones are given up with the error that the calls end with."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(lambda _entries: _raise(Throttled("slow down")), most=50)
-        for number in range(10):
-            recorder.batcher.add(number)
-        await asyncio.sleep(0.01)
-        for number in range(10, 100):
-            recorder.batcher.add(number)
-        return recorder
-
-    recorder = run_virtual(main())
+    recorder = Recorder(lambda _entries: _raise(Throttled("slow down")), most=50)
+    for number in range(10):
+        recorder.batcher.add(number)
+    await asyncio.sleep(0.01)
+    for number in range(10, 100):
+        recorder.batcher.add(number)
     assert [entry for entry, _ in recorder.ended] == list(range(50, 100))
     assert {type(error) for _, error in recorder.ended} == {Throttled}
 
@@ -450,32 +408,28 @@ def test_a_drain_without_entries_takes_no_time() -> None:
 
 
 @pytest.mark.parametrize("obeys", [True, False])
-def test_cancel_gives_up_what_is_on_its_way(obeys: bool) -> None:
+@in_virtual_time
+async def test_cancel_gives_up_what_is_on_its_way(obeys: bool) -> None:
     """A call that never answers does not hold a stop up, even if it does not let itself be cancelled."""
+    recorder = Recorder()
 
-    async def main() -> tuple[list[int], float, Recorder]:
-        recorder = Recorder()
+    async def hang(entries: Sequence[int]) -> list[EntryFailure]:
+        until = asyncio.get_running_loop().time() + 30
+        while (left := until - asyncio.get_running_loop().time()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                if obeys:
+                    raise
+        return []
 
-        async def hang(entries: Sequence[int]) -> list[EntryFailure]:
-            until = asyncio.get_running_loop().time() + 30
-            while (left := until - asyncio.get_running_loop().time()) > 0:
-                try:
-                    await asyncio.sleep(left)
-                except asyncio.CancelledError:
-                    if obeys:
-                        raise
-            return []
-
-        recorder.send = hang  # type: ignore[method-assign]
-        recorder.batcher.add(1, urgent=True)
-        await asyncio.sleep(0.01)
-        recorder.batcher.add(2)
-        left = await recorder.batcher.cancel()
-        took = asyncio.get_running_loop().time()
-        await asyncio.sleep(60)
-        return left, took, recorder
-
-    left, took, recorder = run_virtual(main())
+    recorder.send = hang  # type: ignore[method-assign]
+    recorder.batcher.add(1, urgent=True)
+    await asyncio.sleep(0.01)
+    recorder.batcher.add(2)
+    left = await recorder.batcher.cancel()
+    took = asyncio.get_running_loop().time()
+    await asyncio.sleep(60)
     assert left == [1, 2]
     assert took < 1.1
     assert recorder.ended == []

@@ -17,6 +17,7 @@ from postroom.tasks import Tasks
 from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, VisibilityChange
 from support.scripted import ScriptedQueue, answer, message
+from support.virtual import in_virtual_time
 
 
 class Covered:
@@ -271,26 +272,22 @@ def test_a_later_receive_with_an_earlier_deadline_wakes_it() -> None:
     assert run_virtual(main()).changes == [(12.0, [("rearly", 100)])]
 
 
-def test_a_refusal_of_an_older_receipt_does_not_lose_what_was_received_meanwhile() -> None:
+@in_virtual_time
+async def test_a_refusal_of_an_older_receipt_does_not_lose_what_was_received_meanwhile() -> None:
     """An extension on its way with the first receipt handle is refused, because a second receive overtook it."""
+    queue = ScriptedQueue()
 
-    async def main() -> tuple[Covered, ScriptedQueue]:
-        queue = ScriptedQueue()
+    async def refuse_the_old(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        await asyncio.sleep(1)
+        old = [index for index, change in enumerate(changes) if change.receipt_handle == "r0"]
+        return [EntryFailure(index, "ReceiptHandleIsInvalid", sender_fault=True) for index in old]
 
-        async def refuse_the_old(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            await asyncio.sleep(1)
-            old = [index for index, change in enumerate(changes) if change.receipt_handle == "r0"]
-            return [EntryFailure(index, "ReceiptHandleIsInvalid", sender_fault=True) for index in old]
-
-        queue.on_change = refuse_the_old
-        async with beating(queue, timeout=30) as covered:
-            [delivery] = covered.receive(1)
-            await asyncio.sleep(15.5)
-            delivery.renew(message("0-newer"), received_at=15.5, visibility=30)
-            await asyncio.sleep(60)
-        return covered, queue
-
-    covered, queue = run_virtual(main())
+    queue.on_change = refuse_the_old
+    async with beating(queue, timeout=30) as covered:
+        [delivery] = covered.receive(1)
+        await asyncio.sleep(15.5)
+        delivery.renew(message("0-newer"), received_at=15.5, visibility=30)
+        await asyncio.sleep(60)
     assert covered.lost == []
     assert queue.changed[0] == ("r0", 30)
     assert {handle for handle, _ in queue.changed[1:]} == {"r0-newer"}

@@ -32,6 +32,7 @@ from postroom.testing.loop import run_virtual
 from postroom.transports.protocol import EntryFailure, Queue, RedrivePolicy, VisibilityChange
 from postroom.types import Settlement
 from support.scripted import ScriptedQueue, answer, message
+from support.virtual import in_virtual_time
 
 
 class Desk:
@@ -979,31 +980,29 @@ def test_bytes_and_bodies_are_let_go_of_with_the_message() -> None:
     scenario(test, heartbeat=True)
 
 
-def test_subclasses_are_made_where_they_are_asked_for() -> None:
+@in_virtual_time
+async def test_subclasses_are_made_where_they_are_asked_for() -> None:
     """A consumer's own kind of delivery carries its own fields, and is the scheduler's ticket as well."""
 
     class Job(Delivery, eq=False, kw_only=True):
         context: str = "none"
 
-    async def main() -> None:
-        tasks = Tasks(_fatal)
-        made = Desk(ScriptedQueue(), None, Visibility())
-        settler = Settler[Job](
-            made.queue,
-            Visibility(),
-            tasks=tasks,
-            listener=made,
-            dead_letters=DeadLetters(made, made.open, tasks=tasks),
-            observers=Observers(),
-            kind=Job,
-        )
-        [job] = settler.take([message(1)])
-        assert (job.context, job.tenant, job.attempt, job.group) == ("none", None, 1, None)
-        assert settler.deliveries == {"m1": job}
-        await settler.abandon()
-        await tasks.close(grace=1.0)
-
-    run_virtual(main())
+    tasks = Tasks(_fatal)
+    made = Desk(ScriptedQueue(), None, Visibility())
+    settler = Settler[Job](
+        made.queue,
+        Visibility(),
+        tasks=tasks,
+        listener=made,
+        dead_letters=DeadLetters(made, made.open, tasks=tasks),
+        observers=Observers(),
+        kind=Job,
+    )
+    [job] = settler.take([message(1)])
+    assert (job.context, job.tenant, job.attempt, job.group) == ("none", None, 1, None)
+    assert settler.deliveries == {"m1": job}
+    await settler.abandon()
+    await tasks.close(grace=1.0)
 
 
 @pytest.mark.parametrize("way", ["back", "back now", "extend"])

@@ -36,6 +36,7 @@ from postroom import (
 from postroom.local import LocalBroker
 from postroom.testing import Delivered, assert_no_leaks, deliver, run_virtual
 from postroom.transports.memory import MemoryClient
+from support.virtual import in_virtual_time
 
 Ctx = MessageContext[Any, Any]
 
@@ -293,7 +294,8 @@ def test_manual_mode_leaves_what_is_not_acknowledged() -> None:
     assert of(consumer_of(ack=AckMode.MANUAL)).settlement is Settlement.LEFT
 
 
-def test_pydantic_models_and_ready_messages_are_sent() -> None:
+@in_virtual_time
+async def test_pydantic_models_and_ready_messages_are_sent() -> None:
     """A model under its aliases; a message as it is."""
 
     class Model(BaseModel):
@@ -307,11 +309,8 @@ def test_pydantic_models_and_ready_messages_are_sent() -> None:
     async def handle(model: Model, ctx: Ctx) -> None:
         seen.append(model.order_id)
 
-    async def both() -> None:
-        assert (await deliver(consumer, Model.model_validate({"orderId": "1"}))).error is None
-        assert (await deliver(consumer, OutgoingMessage(body='{"orderId": "2"}'))).error is None
-
-    run_virtual(both())
+    assert (await deliver(consumer, Model.model_validate({"orderId": "1"}))).error is None
+    assert (await deliver(consumer, OutgoingMessage(body='{"orderId": "2"}'))).error is None
     assert seen == ["1", "2"]
 
 
@@ -415,18 +414,15 @@ def test_what_is_no_consumer_or_has_no_context_is_refused() -> None:
     assert of(consumer_of(), resources=None).error is None
 
 
-def test_a_running_consumer_is_refused() -> None:
+@in_virtual_time
+async def test_a_running_consumer_is_refused() -> None:
     """Its queue is where messages for it go."""
-
-    async def main() -> None:
-        async with LocalBroker() as broker:
-            broker.create_queue("orders")
-            consumer = consumer_of(client=MemoryClient(broker))
-            async with consumer:
-                with pytest.raises(ConfigurationError, match="takes a consumer that is not running"):
-                    await deliver(consumer, Order("1"))
-
-    run_virtual(main())
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+        consumer = consumer_of(client=MemoryClient(broker))
+        async with consumer:
+            with pytest.raises(ConfigurationError, match="takes a consumer that is not running"):
+                await deliver(consumer, Order("1"))
 
 
 def test_the_consumer_is_as_it_was_afterwards() -> None:

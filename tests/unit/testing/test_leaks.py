@@ -13,6 +13,7 @@ from postroom import ConfigurationError, Consumer, ResourcePool
 from postroom.local import LocalBroker
 from postroom.testing import assert_no_leaks, run_virtual
 from postroom.transports.memory import MemoryClient
+from support.virtual import in_virtual_time
 
 
 @asynccontextmanager
@@ -21,16 +22,13 @@ async def database(name: str) -> AsyncIterator[str]:
     yield name
 
 
-def test_what_ends_with_the_block_is_no_leak() -> None:
+@in_virtual_time
+async def test_what_ends_with_the_block_is_no_leak() -> None:
     """Tasks that end within the grace, leases that were released."""
-
-    async def main() -> None:
-        async with ResourcePool(database) as pool, assert_no_leaks(pool):
-            asyncio.get_running_loop().create_task(asyncio.sleep(0.5))
-            async with pool.lease("acme"):
-                pass
-
-    run_virtual(main())
+    async with ResourcePool(database) as pool, assert_no_leaks(pool):
+        asyncio.get_running_loop().create_task(asyncio.sleep(0.5))
+        async with pool.lease("acme"):
+            pass
 
 
 @asynccontextmanager
@@ -49,17 +47,14 @@ async def lively(name: str) -> AsyncIterator[str]:
         thread.join()
 
 
-def test_what_belongs_to_open_resources_is_no_leak() -> None:
+@in_virtual_time
+async def test_what_belongs_to_open_resources_is_no_leak() -> None:
     """Their tasks and threads end with them."""
-
-    async def main() -> None:
-        async with ResourcePool(lively) as pool:
-            async with assert_no_leaks(pool), pool.lease("acme"):
-                pass
-            async with pool.lease("acme") as resource:
-                assert resource == "acme"
-
-    run_virtual(main())
+    async with ResourcePool(lively) as pool:
+        async with assert_no_leaks(pool), pool.lease("acme"):
+            pass
+        async with pool.lease("acme") as resource:
+            assert resource == "acme"
 
 
 def test_a_leak_beside_open_resources_is_named_alone() -> None:
@@ -78,16 +73,13 @@ def test_a_leak_beside_open_resources_is_named_alone() -> None:
         run_virtual(main())
 
 
-def test_resources_without_tasks_and_threads_stay_open() -> None:
+@in_virtual_time
+async def test_resources_without_tasks_and_threads_stay_open() -> None:
     """There is nothing to find out."""
-
-    async def main() -> None:
-        async with ResourcePool(database) as pool:
-            async with assert_no_leaks(pool), pool.lease("acme"):
-                pass
-            assert pool.is_open("acme")
-
-    run_virtual(main())
+    async with ResourcePool(database) as pool:
+        async with assert_no_leaks(pool), pool.lease("acme"):
+            pass
+        assert pool.is_open("acme")
 
 
 def test_a_task_is_named_with_its_line() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from postroom.testing.loop import run_virtual
 from postroom.transports.aws.room import Room
+from support.virtual import in_virtual_time
 
 WARNING = "A receive waits for more than %g s: %d are out"
 
@@ -30,18 +31,15 @@ def test_a_long_wait_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_short_wait_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_short_wait_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
     """Nor is one that was cancelled in time."""
-
-    async def main() -> None:
-        room = Room(1, WARNING)
-        await asyncio.gather(hold(room, 0.9), hold(room, 0.9))
-        holder = asyncio.create_task(hold(room, 20), name="holder")
-        await asyncio.sleep(0)
-        waiter = asyncio.create_task(hold(room, 20), name="waiter")
-        await asyncio.sleep(0.5)
-        waiter.cancel()
-        await asyncio.wait([holder, waiter])
-
-    run_virtual(main())
+    room = Room(1, WARNING)
+    await asyncio.gather(hold(room, 0.9), hold(room, 0.9))
+    holder = asyncio.create_task(hold(room, 20), name="holder")
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(hold(room, 20), name="waiter")
+    await asyncio.sleep(0.5)
+    waiter.cancel()
+    await asyncio.wait([holder, waiter])
     assert caplog.messages == []
