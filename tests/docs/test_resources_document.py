@@ -12,8 +12,8 @@ import pytest
 
 from postroom import Consumer, ResourcePool, UnknownTenant, is_outage
 from postroom.local import LocalBroker
-from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
+from support.virtual import in_virtual_time
 from support.world import World
 
 TEXT = (Path(__file__).parents[2] / "docs" / "resources.md").read_text(encoding="utf-8")
@@ -120,7 +120,8 @@ async def test_a_customer_without_an_api_is_unknown_and_aiohttp_opens_as_well() 
                 pass
 
 
-def test_a_snapshot_lives_for_its_time() -> None:
+@in_virtual_time
+async def test_a_snapshot_lives_for_its_time() -> None:
     """Leases share it; after its time the next lease reads again, and so does one after invalidate()."""
     names = _run(CLIENT, SNAPSHOT)
     reads: list[int] = []
@@ -129,21 +130,18 @@ def test_a_snapshot_lives_for_its_time() -> None:
         reads.append(len(reads) + 1)
         return names["Settings"]("EUR", version=reads[-1])
 
-    async def scenario() -> list[int]:
-        seen: list[int] = []
-        pool = ResourcePool(read, cleanup=None, limits=names["settings"]._limits)
-        customer = names["Customer"]("acme", "live")
-        async with pool:
-            for pause in (0, 100, 250, 10):
-                await asyncio.sleep(pause)
-                async with pool.lease(customer) as snapshot:
-                    seen.append(snapshot.version)
-            await pool.invalidate(customer)
+    seen: list[int] = []
+    pool = ResourcePool(read, cleanup=None, limits=names["settings"]._limits)
+    customer = names["Customer"]("acme", "live")
+    async with pool:
+        for pause in (0, 100, 250, 10):
+            await asyncio.sleep(pause)
             async with pool.lease(customer) as snapshot:
                 seen.append(snapshot.version)
-        return seen
-
-    assert run_virtual(scenario()) == [1, 1, 2, 2, 3]
+        await pool.invalidate(customer)
+        async with pool.lease(customer) as snapshot:
+            seen.append(snapshot.version)
+    assert seen == [1, 1, 2, 2, 3]
 
 
 async def test_a_workplace_holds_both() -> None:

@@ -16,7 +16,7 @@ from postroom.message import Message
 from postroom.scheduling import State
 from postroom.types import Settlement
 from support.core_scene import Scene
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant]
 Handler = Callable[[Ctx], Awaitable[None]]
@@ -259,33 +259,32 @@ async def leave(_ctx: Ctx) -> None:
 @pytest.mark.parametrize(
     ("ends", "mode"), [(ask_by_hand, AckMode.ON_SUCCESS), (fail, AckMode.MANUAL), (leave, AckMode.MANUAL)]
 )
-def test_what_is_behind_a_last_receive_is_handled(ends: Handler, mode: AckMode, attempts: int | None) -> None:
+@with_world
+async def test_what_is_behind_a_last_receive_is_handled(
+    world: World, ends: Handler, mode: AckMode, attempts: int | None
+) -> None:
     """The message is given out no more: those behind it, at their last receive, too, overtake nothing."""
+    arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+    redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 2}}'
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
+    options: dict[str, Any] = {"retry": RetryPolicy(base=0.1, attempts=attempts), "ack": mode}
+    orders = Consumer("orders.fifo", client=world.client, visibility=Visibility(timeout=5), **options)
+    handled: list[str] = []
 
-    async def scenario(world: World) -> list[str]:
-        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
-        redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 2}}'
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
-        options: dict[str, Any] = {"retry": RetryPolicy(base=0.1, attempts=attempts), "ack": mode}
-        orders = Consumer("orders.fifo", client=world.client, visibility=Visibility(timeout=5), **options)
-        handled: list[str] = []
+    @orders.handler
+    async def handle(order: Order, ctx: Ctx) -> None:
+        handled.append(order.order_id)
+        if order.order_id == "0":
+            await ends(ctx)
+        elif mode is AckMode.MANUAL:
+            await ctx.ack()
 
-        @orders.handler
-        async def handle(order: Order, ctx: Ctx) -> None:
-            handled.append(order.order_id)
-            if order.order_id == "0":
-                await ends(ctx)
-            elif mode is AckMode.MANUAL:
-                await ctx.ack()
-
-        for number in range(3):
-            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(60)
-        assert world.counts("orders.fifo") == (0, 0)
-        return handled
-
-    assert in_world(scenario) == ["0", "0", "1", "2"]
+    for number in range(3):
+        world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(60)
+    assert world.counts("orders.fifo") == (0, 0)
+    assert handled == ["0", "0", "1", "2"]
 
 
 async def ack_late(ctx: Ctx) -> None:
@@ -308,30 +307,29 @@ async def extend_and_ack(ctx: Ctx) -> None:
 
 
 @pytest.mark.parametrize(("later", "after"), [(ack_late, 0.5), (retry_late, 0.5), (extend_and_ack, 10.0)])
-def test_what_is_behind_a_message_that_was_left_goes_on_when_it_is_settled(later: Handler, after: float) -> None:
+@with_world
+async def test_what_is_behind_a_message_that_was_left_goes_on_when_it_is_settled(
+    world: World, later: Handler, after: float
+) -> None:
     """At its last receive: not before, and not as late as its visibility timeout."""
+    arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
+    redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 1}}'
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
+    options: dict[str, Any] = {"visibility": Visibility(timeout=5), "ack": AckMode.MANUAL}
+    orders = Consumer("orders.fifo", client=world.client, **options)
+    began: dict[str, float] = {}
+    tasks: list[asyncio.Task[None]] = []
 
-    async def scenario(world: World) -> float:
-        arn = world.broker.create_queue("dead.fifo", {"FifoQueue": "true"}).arn
-        redrive = f'{{"deadLetterTargetArn": "{arn}", "maxReceiveCount": 1}}'
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true", RedrivePolicy=redrive)
-        options: dict[str, Any] = {"visibility": Visibility(timeout=5), "ack": AckMode.MANUAL}
-        orders = Consumer("orders.fifo", client=world.client, **options)
-        began: dict[str, float] = {}
-        tasks: list[asyncio.Task[None]] = []
+    @orders.handler
+    async def handle(order: Order, ctx: Ctx) -> None:
+        began[order.order_id] = asyncio.get_running_loop().time()
+        if order.order_id == "0":
+            tasks.append(asyncio.ensure_future(later(ctx)))
+        else:
+            await ctx.ack()
 
-        @orders.handler
-        async def handle(order: Order, ctx: Ctx) -> None:
-            began[order.order_id] = asyncio.get_running_loop().time()
-            if order.order_id == "0":
-                tasks.append(asyncio.ensure_future(later(ctx)))
-            else:
-                await ctx.ack()
-
-        for number in range(2):
-            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(60)
-        return began["1"] - began["0"]
-
-    assert in_world(scenario) == pytest.approx(after, abs=0.2)
+    for number in range(2):
+        world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(60)
+    assert (began["1"] - began["0"]) == pytest.approx(after, abs=0.2)

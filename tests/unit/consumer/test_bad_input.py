@@ -217,25 +217,22 @@ def test_an_on_error_that_raises_changes_nothing() -> None:
         assert sum(outcome.counts) == 1
 
 
-def test_a_handler_that_raises_cancelled_error_has_failed() -> None:
+@with_world
+async def test_a_handler_that_raises_cancelled_error_has_failed(world: World) -> None:
     """Some library's CancelledError is not ours: the message is retried, and the consumer lives."""
+    world.create()
+    failures: list[Failure] = []
+    orders = Consumer("orders", context=Tenant, on_error=failures.append, client=world.client)
 
-    async def scenario(world: World) -> tuple[list[Failure], int]:
-        world.create()
-        failures: list[Failure] = []
-        orders = Consumer("orders", context=Tenant, on_error=failures.append, client=world.client)
+    @orders.handler
+    async def leak(order: Order, ctx: MessageContext[Tenant]) -> None:
+        if ctx.message.receive_count == 1:
+            raise asyncio.CancelledError
 
-        @orders.handler
-        async def leak(order: Order, ctx: MessageContext[Tenant]) -> None:
-            if ctx.message.receive_count == 1:
-                raise asyncio.CancelledError
-
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(5)
-            return failures, orders.statistics().succeeded
-
-    failures, succeeded = in_world(scenario)
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(5)
+        succeeded = orders.statistics().succeeded
     assert len(failures) == 1
     assert isinstance(failures[0].error.__cause__, asyncio.CancelledError)
     assert succeeded == 1
@@ -250,22 +247,21 @@ async def yields_twice(tenant: Tenant) -> AsyncIterator[Database]:
         yield database
 
 
-def test_a_provider_that_yields_twice_is_told_at_close_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_provider_that_yields_twice_is_told_at_close_and_stops_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its message is handled; the defect is logged when the resource closes."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, resources=yields_twice, client=world.client)
 
-    async def scenario(world: World) -> int:
-        world.create()
-        orders = Consumer("orders", context=Tenant, resources=yields_twice, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None: ...
-
-        world.send_orders("1", tenant="bad")
-        async with orders:
-            await asyncio.sleep(1)
-        return orders.statistics().succeeded
-
-    assert in_world(scenario) == 1
+    world.send_orders("1", tenant="bad")
+    async with orders:
+        await asyncio.sleep(1)
+    assert orders.statistics().succeeded == 1
     assert "RuntimeError" in caplog.text
 
 
@@ -341,52 +337,46 @@ def test_a_backlog_of_an_unknown_tenant_has_its_attempts_side_by_side(caplog: py
     assert sum(record.levelname == "ERROR" for record in caplog.records) <= 50
 
 
-def test_what_comes_after_a_tenant_was_said_not_to_exist_waits_until_that_is_asked_again() -> None:
+@with_world
+async def test_what_comes_after_a_tenant_was_said_not_to_exist_waits_until_that_is_asked_again(world: World) -> None:
     """It costs its only attempt nothing that the tenant was created a moment before it."""
+    world.create(dead_letters="dead", receives=1)
+    databases = Databases()
+    databases.failures["new"] = lambda: UnknownTenant("new")
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+    handled: list[str] = []
 
-    async def scenario(world: World) -> tuple[list[str], int]:
-        world.create(dead_letters="dead", receives=1)
-        databases = Databases()
-        databases.failures["new"] = lambda: UnknownTenant("new")
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
-        handled: list[str] = []
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        handled.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            handled.append(order.order_id)
-
-        async with orders:
-            world.send_orders("too early", tenant="new")
-            await asyncio.sleep(5)
-            del databases.failures["new"]
-            world.send_orders("1", "2", tenant="new")
-            await asyncio.sleep(70)
-        return sorted(handled), world.counts("dead")[0]
-
-    assert in_world(scenario) == (["1", "2"], 1)
+    async with orders:
+        world.send_orders("too early", tenant="new")
+        await asyncio.sleep(5)
+        del databases.failures["new"]
+        world.send_orders("1", "2", tenant="new")
+        await asyncio.sleep(70)
+    assert (sorted(handled), world.counts("dead")[0]) == (["1", "2"], 1)
 
 
-def test_a_pool_that_is_closed_fails_messages_not_the_consumer() -> None:
+@with_world
+async def test_a_pool_that_is_closed_fails_messages_not_the_consumer(world: World) -> None:
     """The user closed the pool under the consumer: messages fail with the error that says so."""
+    from postroom import ResourcePool
 
-    async def scenario(world: World) -> list[Failure]:
-        from postroom import ResourcePool
+    world.create()
+    failures: list[Failure] = []
+    pool = ResourcePool(Databases())
+    orders = Consumer("orders", context=Tenant, resources=pool, on_error=failures.append, client=world.client)
 
-        world.create()
-        failures: list[Failure] = []
-        pool = ResourcePool(Databases())
-        orders = Consumer("orders", context=Tenant, resources=pool, on_error=failures.append, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None: ...
-
-        async with orders:
-            await pool.aclose()
-            world.send_orders("1")
-            await asyncio.sleep(0.5)
-        return failures
-
-    [failure] = in_world(scenario)
+    async with orders:
+        await pool.aclose()
+        world.send_orders("1")
+        await asyncio.sleep(0.5)
+    [failure] = failures
     assert type(failure.error).__name__ == "ClosedError"
 
 
@@ -405,27 +395,24 @@ async def test_a_queue_that_does_not_exist_is_told_at_start(world: World) -> Non
         await orders.wait_for_stop()
 
 
-def test_wrong_messages_do_not_delay_good_ones() -> None:
+@with_world
+async def test_wrong_messages_do_not_delay_good_ones(world: World) -> None:
     """A flood of messages without attributes shares one lane; a tenant's messages pass it by."""
+    world.create()
+    times: list[float] = []
 
-    async def scenario(world: World) -> list[float]:
-        world.create()
-        times: list[float] = []
+    async def slow_report(_failure: Failure) -> None:
+        await asyncio.sleep(2)
 
-        async def slow_report(_failure: Failure) -> None:
-            await asyncio.sleep(2)
+    orders = Consumer("orders", context=Tenant, on_error=slow_report, client=world.client)
 
-        orders = Consumer("orders", context=Tenant, on_error=slow_report, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        times.append(asyncio.get_running_loop().time())
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            times.append(asyncio.get_running_loop().time())
-
-        for number in range(40):
-            world.send({"order_id": f"bad {number}"}, tenant=None)
-        world.send_orders("1", "2", "3")
-        async with orders:
-            await asyncio.sleep(5)
-        return times
-
-    assert max(in_world(scenario)) < 0.5
+    for number in range(40):
+        world.send({"order_id": f"bad {number}"}, tenant=None)
+    world.send_orders("1", "2", "3")
+    async with orders:
+        await asyncio.sleep(5)
+    assert max(times) < 0.5

@@ -15,7 +15,7 @@ from postroom.consumer.context import Confirmation
 from postroom.local import LocalBroker
 from postroom.transports.memory import MemoryClient
 from support.settles import Recorded, context_of
-from support.world import World, in_world
+from support.world import World, with_world
 
 METHODS: list[tuple[Callable[[MessageContext[Any, Any]], Confirmation], tuple[str, float | None]]] = [
     (lambda ctx: ctx.ack(), ("ack", None)),
@@ -200,26 +200,23 @@ async def test_a_plain_handler_acknowledges_in_manual_mode() -> None:
 
 
 @pytest.mark.parametrize("retry", [True, False])
-def test_a_plain_handler_settles_by_hand_in_virtual_time(retry: bool) -> None:
+@with_world
+async def test_a_plain_handler_settles_by_hand_in_virtual_time(world: World, retry: bool) -> None:
     """There it runs inline; what it asks for is done right after it, and a user's test sees the same outcome."""
+    world.create()
+    orders = Consumer("orders", client=MemoryClient(world.broker), ack=AckMode.MANUAL)
 
-    async def scenario(world: World) -> dict[Settlement, int]:
-        world.create()
-        orders = Consumer("orders", client=MemoryClient(world.broker), ack=AckMode.MANUAL)
+    @orders.handler
+    def handle(body: str, ctx: MessageContext) -> None:
+        if retry:
+            ctx.retry(delay=1000)
+        else:
+            ctx.ack()
 
-        @orders.handler
-        def handle(body: str, ctx: MessageContext) -> None:
-            if retry:
-                ctx.retry(delay=1000)
-            else:
-                ctx.ack()
-
-        world.send("x", tenant=None)
-        async with orders:
-            await asyncio.sleep(5)
-        return dict(orders.statistics().settled)
-
-    assert in_world(scenario) == {Settlement.RETRIED if retry else Settlement.ACKED: 1}
+    world.send("x", tenant=None)
+    async with orders:
+        await asyncio.sleep(5)
+    assert dict(orders.statistics().settled) == {Settlement.RETRIED if retry else Settlement.ACKED: 1}
 
 
 async def test_a_task_of_a_plain_handler_in_the_loop_awaits_as_any_other() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from postroom import AckMode, Consumer, MessageContext, RetryPolicy, Shutdown, Visibility
 from postroom.message import Message
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, with_world
 
 Ctx = MessageContext[Tenant]
 
@@ -49,82 +49,74 @@ async def cancel_itself() -> None:
 
 @pytest.mark.parametrize("ack", [AckMode.ON_SUCCESS, AckMode.ALWAYS])
 @pytest.mark.parametrize("work", [translate, fail_in_a_group, fail_later])
-def test_a_handler_that_a_stop_cuts_off_has_not_failed(
-    work: Callable[[], Awaitable[None]], ack: AckMode, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_handler_that_a_stop_cuts_off_has_not_failed(
+    world: World, work: Callable[[], Awaitable[None]], ack: AckMode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its message goes back: it is neither a dead letter after its only attempt, nor deleted. The log has the error."""
     told: list[object] = []
+    world.create(dead_letters="dead", receives=5)
+    more: dict[str, Any] = {"retry": RetryPolicy(attempts=1), "shutdown": Shutdown(drain=1), "ack": ack}
+    orders = Consumer("orders", context=Tenant, client=world.client, on_error=told.append, **more)
 
-    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int]]:
-        world.create(dead_letters="dead", receives=5)
-        more: dict[str, Any] = {"retry": RetryPolicy(attempts=1), "shutdown": Shutdown(drain=1), "ack": ack}
-        orders = Consumer("orders", context=Tenant, client=world.client, on_error=told.append, **more)
+    @orders.handler
+    async def handle(_order: Order, _ctx: Ctx) -> None:
+        await work()
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: Ctx) -> None:
-            await work()
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-        await asyncio.sleep(2)
-        return world.counts(), world.counts("dead")
-
-    assert in_world(scenario) == ((1, 0), (0, 0))
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+    await asyncio.sleep(2)
+    assert (world.counts(), world.counts("dead")) == ((1, 0), (0, 0))
     assert told == []
     (line,) = [text for text in caplog.messages if "was cut off, and ended with" in text]
     assert "of tenant a" in line
 
 
-def test_a_lost_message_has_had_no_attempt() -> None:
+@with_world
+async def test_a_lost_message_has_had_no_attempt(world: World) -> None:
     """Its handler was cut off: its next run is the first attempt."""
+    world.create(dead_letters="dead", receives=5)
+    more: dict[str, Any] = {"retry": RetryPolicy(attempts=1), "visibility": Visibility(timeout=5, heartbeat=False)}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    attempts: list[int] = []
 
-    async def scenario(world: World) -> list[int]:
-        world.create(dead_letters="dead", receives=5)
-        more: dict[str, Any] = {"retry": RetryPolicy(attempts=1), "visibility": Visibility(timeout=5, heartbeat=False)}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
-        attempts: list[int] = []
+    @orders.handler
+    async def handle(_order: Order, ctx: Ctx) -> None:
+        attempts.append(ctx.attempt)
+        if len(attempts) == 1:
+            await translate()
 
-        @orders.handler
-        async def handle(_order: Order, ctx: Ctx) -> None:
-            attempts.append(ctx.attempt)
-            if len(attempts) == 1:
-                await translate()
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(30)
-        return attempts
-
-    assert in_world(scenario) == [1, 1]
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(30)
+    assert attempts == [1, 1]
 
 
-def test_a_handler_that_cancels_itself_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_handler_that_cancels_itself_has_failed(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """As with any other error: counted, told, and seen again after the backoff."""
     told: list[object] = []
+    world.create()
+    more: dict[str, Any] = {"retry": RetryPolicy(base=2, jitter=0), "on_error": told.append}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    runs = 0
 
-    async def scenario(world: World) -> int:
-        world.create()
-        more: dict[str, Any] = {"retry": RetryPolicy(base=2, jitter=0), "on_error": told.append}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
-        runs = 0
+    @orders.handler
+    async def handle(_order: Order, _ctx: Ctx) -> None:
+        nonlocal runs
+        runs += 1
+        await cancel_itself()
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: Ctx) -> None:
-            nonlocal runs
-            runs += 1
-            await cancel_itself()
-
-        async with orders:
-            world.send_orders("1", "2", "3")
-            await asyncio.sleep(5)
-        return runs
-
-    assert in_world(scenario) == len(told) == 6
+    async with orders:
+        world.send_orders("1", "2", "3")
+        await asyncio.sleep(5)
+    assert runs == len(told) == 6
     assert "raised CancelledError of its own" in caplog.text
 
 
-def test_a_resolver_that_cancels_itself_fails_for_its_message() -> None:
+@with_world
+async def test_a_resolver_that_cancels_itself_fails_for_its_message(world: World) -> None:
     """It ends neither the consumer nor other messages."""
 
     async def resolve(message: Message) -> Tenant:
@@ -132,45 +124,39 @@ def test_a_resolver_that_cancels_itself_fails_for_its_message() -> None:
             await cancel_itself()
         return Tenant(message.attributes["tenantId"])
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        orders: Consumer[Tenant, None] = Consumer("orders", context=resolve, client=world.client)
-        done: list[str] = []
+    world.create()
+    orders: Consumer[Tenant, None] = Consumer("orders", context=resolve, client=world.client)
+    done: list[str] = []
 
-        @orders.handler
-        async def handle(_order: Order, ctx: Ctx) -> None:
-            done.append(ctx.context.tenant_id)
+    @orders.handler
+    async def handle(_order: Order, ctx: Ctx) -> None:
+        done.append(ctx.context.tenant_id)
 
-        async with orders:
-            world.send_orders("1", tenant="bad")
-            await asyncio.sleep(1)
-            world.send_orders("2", tenant="good")
-            await asyncio.sleep(1)
-        return done
-
-    assert in_world(scenario) == ["good"]
+    async with orders:
+        world.send_orders("1", tenant="bad")
+        await asyncio.sleep(1)
+        world.send_orders("2", tenant="good")
+        await asyncio.sleep(1)
+    assert done == ["good"]
 
 
-def test_handlers_that_are_cancelled_with_the_whole_program_have_not_failed() -> None:
+@with_world
+async def test_handlers_that_are_cancelled_with_the_whole_program_have_not_failed(world: World) -> None:
     """As by ``asyncio.run`` when the main coroutine ends without a stop."""
     told: list[object] = []
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.ALWAYS, on_error=told.append)
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.ALWAYS, on_error=told.append)
+    @orders.handler
+    async def handle(_order: Order, _ctx: Ctx) -> None:
+        await asyncio.sleep(1_000)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: Ctx) -> None:
-            await asyncio.sleep(1_000)
-
-        await orders.__aenter__()
-        world.send_orders("1")
-        await asyncio.sleep(1)
-        mine = asyncio.current_task()
-        for task in asyncio.all_tasks() - {mine}:
-            task.cancel()
-        await asyncio.sleep(1)
-        return world.counts()
-
-    assert in_world(scenario) in {(1, 0), (0, 1)}
+    await orders.__aenter__()
+    world.send_orders("1")
+    await asyncio.sleep(1)
+    mine = asyncio.current_task()
+    for task in asyncio.all_tasks() - {mine}:
+        task.cancel()
+    await asyncio.sleep(1)
+    assert world.counts() in {(1, 0), (0, 1)}
     assert told == []

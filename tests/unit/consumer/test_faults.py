@@ -12,7 +12,7 @@ from postroom.consumer.availability import REMEMBER, Availability
 from postroom.consumer.job import Job
 from postroom.options import Faults
 from support.jobs import job, source
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 ERROR = ValueError("boom")
 
@@ -213,47 +213,42 @@ def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receiv
 
 
 @pytest.mark.parametrize("how", ["suspect resource", "asks for a retry", "bad body", "resource is down"])
-def test_a_probe_that_tells_nothing_leaves_its_tenant_to_the_next_one(how: str) -> None:
+@with_world
+async def test_a_probe_that_tells_nothing_leaves_its_tenant_to_the_next_one(world: World, how: str) -> None:
     """Its resource has to be opened again, or it ends neither well nor badly: the tenant is never left asleep."""
+    world.create()
+    databases = Databases()
+    healed = False
+    asked: set[str] = set()
+    options = Faults(breaker_after=4, messages=2, base=1.0, cap=1.0)
+    retry = RetryPolicy(base=1, cap=1, jitter=0)
+    orders = Consumer("orders", context=Tenant, resources=databases, faults=options, retry=retry, client=world.client)
 
-    async def scenario(world: World) -> set[str]:
-        world.create()
-        databases = Databases()
-        healed = False
-        asked: set[str] = set()
-        options = Faults(breaker_after=4, messages=2, base=1.0, cap=1.0)
-        retry = RetryPolicy(base=1, cap=1, jitter=0)
-        orders = Consumer(
-            "orders", context=Tenant, resources=databases, faults=options, retry=retry, client=world.client
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        if not healed:
+            if how == "suspect resource":
+                raise ConnectionError  # the pool opens a new one for the probe
+            raise ValueError
+        if how == "asks for a retry" and order.order_id not in asked:
+            asked.add(order.order_id)
+            raise Retry(delay=1)
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-            if not healed:
-                if how == "suspect resource":
-                    raise ConnectionError  # the pool opens a new one for the probe
-                raise ValueError
-            if how == "asks for a retry" and order.order_id not in asked:
-                asked.add(order.order_id)
-                raise Retry(delay=1)
-            ctx.resources.write(order.order_id)
-
-        world.send_orders(*map(str, range(12)))
-        async with orders:
-            await asyncio.sleep(3)
-            healed = True
-            if how == "bad body":
-                world.send("{no json")
-            if how == "resource is down":
-                databases.failures["a"] = ConnectionRefusedError
-                assert orders.pool is not None
-                await orders.pool.invalidate(Tenant("a"))
-                await asyncio.sleep(5)
-                databases.failures.clear()
-            await asyncio.sleep(90)
-        return set(databases.rows("a"))
-
-    assert in_world(scenario) == {str(number) for number in range(12)}
+    world.send_orders(*map(str, range(12)))
+    async with orders:
+        await asyncio.sleep(3)
+        healed = True
+        if how == "bad body":
+            world.send("{no json")
+        if how == "resource is down":
+            databases.failures["a"] = ConnectionRefusedError
+            assert orders.pool is not None
+            await orders.pool.invalidate(Tenant("a"))
+            await asyncio.sleep(5)
+            databases.failures.clear()
+        await asyncio.sleep(90)
+    assert set(databases.rows("a")) == {str(number) for number in range(12)}
 
 
 def test_a_tenant_that_is_left_alone_keeps_no_place_in_the_budget() -> None:

@@ -49,35 +49,32 @@ class NoDeadLetters(FaultyClient):
         return queue
 
 
-def test_what_is_still_being_resolved_goes_back_with_its_group() -> None:
+@with_world
+async def test_what_is_still_being_resolved_goes_back_with_its_group(world: World) -> None:
     """S8: a message fails while an async resolver works on those behind it; none of them overtakes it."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    done: list[str] = []
 
-    async def scenario(world: World) -> list[str]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        done: list[str] = []
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(0.3)
+        return Tenant(message.attributes["tenantId"])
 
-        async def resolve(message: Message) -> Tenant:
-            await asyncio.sleep(0.3)
-            return Tenant(message.attributes["tenantId"])
+    orders: Consumer[Tenant] = Consumer(
+        "orders.fifo", context=resolve, retry=RetryPolicy(base=2, jitter=0), client=world.client
+    )
 
-        orders: Consumer[Tenant] = Consumer(
-            "orders.fifo", context=resolve, retry=RetryPolicy(base=2, jitter=0), client=world.client
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        if order.order_id == "0" and ctx.message.receive_count < 3:
+            raise RuntimeError
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            if order.order_id == "0" and ctx.message.receive_count < 3:
-                raise RuntimeError
-            done.append(order.order_id)
-
-        for number in range(4):
-            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(60)
-        assert world.counts("orders.fifo") == (0, 0)
-        return done
-
-    assert in_world(scenario) == ["0", "1", "2", "3"]
+    for number in range(4):
+        world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(60)
+    assert world.counts("orders.fifo") == (0, 0)
+    assert done == ["0", "1", "2", "3"]
 
 
 def test_a_stop_in_the_instant_of_an_arrival_returns_what_is_not_resolved() -> None:
@@ -135,53 +132,50 @@ def test_polling_goes_on_when_the_second_poller_took_the_last_room() -> None:
         assert in_world(scenario, seed=seed) == 30
 
 
-def test_a_reject_that_the_dead_letter_queue_does_not_take_is_no_reason_to_delete() -> None:
+@with_world
+async def test_a_reject_that_the_dead_letter_queue_does_not_take_is_no_reason_to_delete(world: World) -> None:
     """S2: neither handled nor a dead letter, so it comes back, with ALWAYS as well."""
+    world.create(dead_letters="dead")
+    client = NoDeadLetters(world.client, Random(1))
+    orders: Consumer[Any] = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, client=client)
 
-    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        world.create(dead_letters="dead")
-        client = NoDeadLetters(world.client, Random(1))
-        orders: Consumer[Any] = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, client=client)
+    @orders.handler
+    async def refuse(order: Order, ctx: MessageContext[Any]) -> None:
+        raise Reject("no such product")
 
-        @orders.handler
-        async def refuse(order: Order, ctx: MessageContext[Any]) -> None:
-            raise Reject("no such product")
-
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(0.5)
-            before = world.counts()
-            client.takes = True
-            await asyncio.sleep(20)
-        return before, world.counts(), world.counts("dead")
-
-    assert in_world(scenario) == ((0, 1), (0, 0), (1, 0))
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(0.5)
+        before = world.counts()
+        client.takes = True
+        await asyncio.sleep(20)
+    assert (before, world.counts(), world.counts("dead")) == ((0, 1), (0, 0), (1, 0))
 
 
-def test_a_stop_during_on_error_returns_the_message_at_once() -> None:
+@with_world
+async def test_a_stop_during_on_error_returns_the_message_at_once(world: World) -> None:
     """S7: the decision that on_error was about to influence is not lost with it."""
+    world.create()
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
+    async def slow(_failure: Failure) -> None:
+        await asyncio.Event().wait()
 
-        async def slow(_failure: Failure) -> None:
-            await asyncio.Event().wait()
+    orders: Consumer[Tenant] = Consumer("orders", context=Tenant, on_error=slow, client=world.client)
 
-        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, on_error=slow, client=world.client)
+    @orders.handler
+    async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise AssertionError("not reached")
 
-        @orders.handler
-        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise AssertionError("not reached")
-
-        world.send("not an order")
-        async with orders:
-            await asyncio.sleep(1)
-        return world.counts()
-
-    assert in_world(scenario) == (1, 0)
+    world.send("not an order")
+    async with orders:
+        await asyncio.sleep(1)
+    assert world.counts() == (1, 0)
 
 
-def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every slot is busy when its next turn comes: nothing is looked at again until one is free."""
     dispatch = Engine.dispatch
     looks = 0
@@ -193,51 +187,44 @@ def test_a_tenant_whose_pause_is_over_waits_for_a_slot_without_spinning(monkeypa
         dispatch(self, now)
 
     monkeypatch.setattr(Engine, "dispatch", count)
+    world.create()
+    done: list[str] = []
+    orders = Consumer("orders", context=Tenant, concurrency=Concurrency(total=1), client=world.client)
+    orders.tenants.limit(Tenant("a"), rate=1.0)
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        done: list[str] = []
-        orders = Consumer("orders", context=Tenant, concurrency=Concurrency(total=1), client=world.client)
-        orders.tenants.limit(Tenant("a"), rate=1.0)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(order.seconds)
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(order.seconds)
-            done.append(order.order_id)
-
-        async with orders:
-            world.send_orders("1", "2", tenant="a")
-            await asyncio.sleep(0.5)
-            world.send_orders("slow", tenant="b", seconds=10)
-            await asyncio.sleep(20)
-        return done
-
-    assert in_world(scenario) == ["1", "slow", "2"]
+    async with orders:
+        world.send_orders("1", "2", tenant="a")
+        await asyncio.sleep(0.5)
+        world.send_orders("slow", tenant="b", seconds=10)
+        await asyncio.sleep(20)
+    assert done == ["1", "slow", "2"]
 
 
 @pytest.mark.parametrize("mode", AckMode)
-def test_quarantine_without_a_dead_letter_queue_deletes_nothing(mode: AckMode) -> None:
+@with_world
+async def test_quarantine_without_a_dead_letter_queue_deletes_nothing(world: World, mode: AckMode) -> None:
     """Its handler was not called: in every mode the message is still there when the tenant is resumed, untried."""
+    world.create()
+    done: list[tuple[str, int]] = []
+    orders = Consumer("orders", context=Tenant, ack=mode, client=world.client)
+    orders.tenants.quarantine(Tenant("a"))
 
-    async def scenario(world: World) -> list[tuple[str, int]]:
-        world.create()
-        done: list[tuple[str, int]] = []
-        orders = Consumer("orders", context=Tenant, ack=mode, client=world.client)
-        orders.tenants.quarantine(Tenant("a"))
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        done.append((order.order_id, ctx.attempt))
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            done.append((order.order_id, ctx.attempt))
-
-        async with orders:
-            world.send_orders("1", tenant="a")
-            await asyncio.sleep(60)
-            assert not done
-            orders.tenants.resume(Tenant("a"))
-            await asyncio.sleep(1000)
-        return done
-
-    assert in_world(scenario)[0] == ("1", 1)
+    async with orders:
+        world.send_orders("1", tenant="a")
+        await asyncio.sleep(60)
+        assert not done
+        orders.tenants.resume(Tenant("a"))
+        await asyncio.sleep(1000)
+    assert done[0] == ("1", 1)
 
 
 @with_world
@@ -273,285 +260,259 @@ async def test_a_decision_about_a_broken_tenant_ends_neither_its_pause_nor_its_p
     assert (len(starts), most) == (3, 1)
 
 
-def test_a_late_failure_starts_no_second_probe() -> None:
+@with_world
+async def test_a_late_failure_starts_no_second_probe(world: World) -> None:
     """What ran when the breaker opened was counted then; its end, long after, decides nothing."""
+    world.create()
+    probes = most = 0
+    options = Faults(breaker_after=2, messages=2, base=4, cap=4, poison_after=None)
+    orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
 
-    async def scenario(world: World) -> int:
-        world.create()
-        probes = most = 0
-        options = Faults(breaker_after=2, messages=2, base=4, cap=4, poison_after=None)
-        orders = Consumer("orders", context=Tenant, faults=options, client=world.client)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        nonlocal probes, most
+        probe = loop.time() > began + 1
+        probes += probe
+        most = max(most, probes)
+        await asyncio.sleep(12 if probe else order.seconds)
+        probes -= probe
+        raise ValueError
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            nonlocal probes, most
-            probe = loop.time() > began + 1
-            probes += probe
-            most = max(most, probes)
-            await asyncio.sleep(12 if probe else order.seconds)
-            probes -= probe
-            raise ValueError
-
-        world.send_orders("slow", tenant="a", seconds=6)
-        world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
-        async with orders:
-            await asyncio.sleep(40)
-        return most
-
-    assert in_world(scenario) == 1
+    world.send_orders("slow", tenant="a", seconds=6)
+    world.send_orders(*map(str, range(20)), tenant="a", seconds=0.1)
+    async with orders:
+        await asyncio.sleep(40)
+    assert most == 1
 
 
-def test_a_tenant_in_quarantine_starts_nothing_that_waited_for_its_resources() -> None:
+@with_world
+async def test_a_tenant_in_quarantine_starts_nothing_that_waited_for_its_resources(world: World) -> None:
     """The decision came while they were opened: the handler is not called."""
+    world.create(dead_letters="dead")
+    databases = Databases()
+    databases.seconds = 5
+    done: list[str] = []
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        world.create(dead_letters="dead")
-        databases = Databases()
-        databases.seconds = 5
-        done: list[str] = []
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-            done.append(order.order_id)
-
-        world.send_orders("1", tenant="a")
-        async with orders:
-            await asyncio.sleep(1)
-            orders.tenants.quarantine(Tenant("a"))
-            await asyncio.sleep(10)
-        return done, world.counts("dead")
-
-    assert in_world(scenario) == ([], (1, 0))
+    world.send_orders("1", tenant="a")
+    async with orders:
+        await asyncio.sleep(1)
+        orders.tenants.quarantine(Tenant("a"))
+        await asyncio.sleep(10)
+    assert (done, world.counts("dead")) == ([], (1, 0))
 
 
-def test_nothing_begins_to_wait_for_its_resources_while_it_stops() -> None:
+@with_world
+async def test_nothing_begins_to_wait_for_its_resources_while_it_stops(world: World) -> None:
     """S7: one waits for its tenant's resources, one behind it, and a third is being resolved: all go back at once."""
+    world.create()
+    databases = Databases()
+    databases.hanging.add("a")
 
-    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
-        world.create()
-        databases = Databases()
-        databases.hanging.add("a")
+    async def resolve(message: Message) -> Tenant:
+        try:
+            await asyncio.sleep(20 if "slow" in message.body else 0)
+        finally:
+            await asyncio.sleep(0.1)
+        return Tenant("a")
 
-        async def resolve(message: Message) -> Tenant:
-            try:
-                await asyncio.sleep(20 if "slow" in message.body else 0)
-            finally:
-                await asyncio.sleep(0.1)
-            return Tenant("a")
+    orders = Consumer(
+        "orders",
+        context=resolve,
+        resources=databases,
+        concurrency=Concurrency(total=1),
+        client=world.client,
+    )
 
-        orders = Consumer(
-            "orders",
-            context=resolve,
-            resources=databases,
-            concurrency=Concurrency(total=1),
-            client=world.client,
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        pytest.fail("its database is never there")
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-            pytest.fail("its database is never there")
-
-        world.send_orders("1", "2", tenant="a")
-        async with orders:
-            await asyncio.sleep(1)
-            world.send_orders("slow", tenant="a")
-            await asyncio.sleep(1)
-            began = asyncio.get_running_loop().time()
-        return asyncio.get_running_loop().time() - began, world.counts()
-
-    seconds, counts = in_world(scenario)
+    world.send_orders("1", "2", tenant="a")
+    async with orders:
+        await asyncio.sleep(1)
+        world.send_orders("slow", tenant="a")
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+    seconds, counts = asyncio.get_running_loop().time() - began, world.counts()
     assert seconds < 3
     assert counts == (3, 0)
 
 
-def test_what_makes_room_with_its_group_may_be_nobodys() -> None:
+@with_world
+async def test_what_makes_room_with_its_group_may_be_nobodys(world: World) -> None:
     """FIFO: a message without a tenant stands behind one that makes room: both are deferred, and nothing raises."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    databases = Databases()
+    databases.hanging.add("a")
+    orders = Consumer(
+        "orders.fifo",
+        context=Tenant,
+        resources=ResourcePool(databases, host=lambda tenant: tenant.tenant_id),
+        concurrency=Concurrency(total=1),
+        polling=Polling(prefetch=10, lane=1),
+        client=world.client,
+    )
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        databases = Databases()
-        databases.hanging.add("a")
-        orders = Consumer(
-            "orders.fifo",
-            context=Tenant,
-            resources=ResourcePool(databases, host=lambda tenant: tenant.tenant_id),
-            concurrency=Concurrency(total=1),
-            polling=Polling(prefetch=10, lane=1),
-            client=world.client,
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-            ctx.resources.write(order.order_id)
-
-        for number, group in enumerate(("first", "second")):
-            world.send({"order_id": str(number)}, queue="orders.fifo", group=group)
-        world.send({"order_id": "nobody's"}, tenant=None, queue="orders.fifo", group="second")
-        async with orders:
-            await asyncio.sleep(1)
-            databases.hanging.clear()
-            await asyncio.sleep(60)
-        return sorted(databases.rows("a")), world.counts("orders.fifo")
-
-    rows, counts = in_world(scenario)
+    for number, group in enumerate(("first", "second")):
+        world.send({"order_id": str(number)}, queue="orders.fifo", group=group)
+    world.send({"order_id": "nobody's"}, tenant=None, queue="orders.fifo", group="second")
+    async with orders:
+        await asyncio.sleep(1)
+        databases.hanging.clear()
+        await asyncio.sleep(60)
+    rows, counts = sorted(databases.rows("a")), world.counts("orders.fifo")
     assert rows == ["0", "1"]
     assert sum(counts) == 1
 
 
-def test_a_group_stays_in_order_over_two_receives() -> None:
+@with_world
+async def test_a_group_stays_in_order_over_two_receives(world: World) -> None:
     """FIFO: the first receive's message is still being resolved, and visible again, when the second brings the next."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    started: list[str] = []
 
-    async def scenario(world: World) -> list[str]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        started: list[str] = []
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(5 if "first" in message.body else 0)
+        return Tenant("a")
 
-        async def resolve(message: Message) -> Tenant:
-            await asyncio.sleep(5 if "first" in message.body else 0)
-            return Tenant("a")
+    orders: Consumer[Tenant] = Consumer("orders.fifo", context=resolve, client=world.client)
 
-        orders: Consumer[Tenant] = Consumer("orders.fifo", context=resolve, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        started.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            started.append(order.order_id)
-
-        world.send({"order_id": "first"}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(1)
-            world.send({"order_id": "second"}, queue="orders.fifo", group="g")
-            [stored] = [each for each in world.broker.queue("orders.fifo").messages.values() if each.receives]
-            handle = world.broker.queue("orders.fifo").handles.make(stored)
-            world.broker.change_visibility("orders.fifo", handle, 0)
-            await asyncio.sleep(20)
-        return started
-
-    assert in_world(scenario) == ["first", "second"]
+    world.send({"order_id": "first"}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(1)
+        world.send({"order_id": "second"}, queue="orders.fifo", group="g")
+        [stored] = [each for each in world.broker.queue("orders.fifo").messages.values() if each.receives]
+        handle = world.broker.queue("orders.fifo").handles.make(stored)
+        world.broker.change_visibility("orders.fifo", handle, 0)
+        await asyncio.sleep(20)
+    assert started == ["first", "second"]
 
 
-def test_a_message_that_is_lost_leaves_its_room_to_others() -> None:
+@with_world
+async def test_a_message_that_is_lost_leaves_its_room_to_others(world: World) -> None:
     """All the room is taken and no handler ends: once what waits is lost, the pollers look for more."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    orders: Consumer[Tenant] = Consumer(
+        "orders.fifo",
+        context=Tenant,
+        concurrency=Concurrency(total=1),
+        polling=Polling(prefetch=1, batch=1, pollers=1),
+        visibility=lambda call: Visibility(heartbeat="waits" not in call.message.body),
+        client=world.client,
+    )
 
-    async def scenario(world: World) -> list[tuple[int, int]]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        orders: Consumer[Tenant] = Consumer(
-            "orders.fifo",
-            context=Tenant,
-            concurrency=Concurrency(total=1),
-            polling=Polling(prefetch=1, batch=1, pollers=1),
-            visibility=lambda call: Visibility(heartbeat="waits" not in call.message.body),
-            client=world.client,
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(order.seconds)
-
-        async with orders:
-            world.send({"order_id": "runs", "seconds": 1000}, tenant="runs", queue="orders.fifo", group="1")
-            await asyncio.sleep(1)
-            world.send({"order_id": "waits"}, tenant="waits", queue="orders.fifo", group="2")
-            await asyncio.sleep(3)
-            seen = [world.counts("orders.fifo")]
-            await asyncio.sleep(70)  # it has been lost after a minute, and received again
-            return [*seen, world.counts("orders.fifo")]
-
-    assert in_world(scenario) == [(0, 2)] * 2
+    async with orders:
+        world.send({"order_id": "runs", "seconds": 1000}, tenant="runs", queue="orders.fifo", group="1")
+        await asyncio.sleep(1)
+        world.send({"order_id": "waits"}, tenant="waits", queue="orders.fifo", group="2")
+        await asyncio.sleep(3)
+        seen = [world.counts("orders.fifo")]
+        await asyncio.sleep(70)  # it has been lost after a minute, and received again
+        assert [*seen, world.counts("orders.fifo")] == [(0, 2)] * 2
 
 
 @pytest.mark.parametrize(("resolves_in", "end"), [(3, (["1"], 0)), (60, ([], 1))])
-def test_a_stop_waits_for_the_context_of_a_message_at_its_last_receive(
-    resolves_in: float, end: tuple[list[str], int]
+@with_world
+async def test_a_stop_waits_for_the_context_of_a_message_at_its_last_receive(
+    world: World, resolves_in: float, end: tuple[list[str], int]
 ) -> None:
     """It is handled while the stop drains; if that is too short, it is a dead letter with a reason, not lost."""
+    world.create(dead_letters="dead", receives=1)
 
-    async def scenario(world: World) -> tuple[list[str], int]:
-        world.create(dead_letters="dead", receives=1)
+    async def resolve(message: Message) -> Tenant:
+        await asyncio.sleep(resolves_in)
+        return Tenant("a")
 
-        async def resolve(message: Message) -> Tenant:
-            await asyncio.sleep(resolves_in)
-            return Tenant("a")
+    orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+    done: list[str] = []
 
-        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
-        done: list[str] = []
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            done.append(order.order_id)
-
-        world.send_orders("1")
-        async with orders:
-            while not orders.statistics().received:
-                await asyncio.sleep(0)
-        assert world.counts() == (0, 0)
-        return done, world.counts("dead")[0]
-
-    assert in_world(scenario) == end
+    world.send_orders("1")
+    async with orders:
+        while not orders.statistics().received:
+            await asyncio.sleep(0)
+    assert world.counts() == (0, 0)
+    assert (done, world.counts("dead")[0]) == end
 
 
-def test_what_a_poll_brings_during_a_stop_is_not_left_behind_an_async_resolver(
+@with_world
+async def test_what_a_poll_brings_during_a_stop_is_not_left_behind_an_async_resolver(
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """S7: at its last receive it waits for its context until the handlers end, and then it is a dead letter."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+    world.create(dead_letters="dead", receives=1)
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead", receives=1)
+    async def resolve(message: Message) -> Tenant:
+        await (asyncio.Event().wait() if "late" in message.body else asyncio.sleep(0))
+        return Tenant("a")
 
-        async def resolve(message: Message) -> Tenant:
-            await (asyncio.Event().wait() if "late" in message.body else asyncio.sleep(0))
-            return Tenant("a")
+    orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
 
-        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(order.seconds)
-
-        world.send_orders("runs", seconds=5)
-        async with orders:
-            await asyncio.sleep(1)
-            asyncio.get_running_loop().call_later(1, world.send_orders, "late")  # while the stop waits
-        return world.counts()[1], world.counts("dead")[0]
-
-    assert in_world(scenario) == (0, 1)
-
-
-def test_a_resolver_that_ignores_its_cancellation_does_not_keep_a_stop() -> None:
-    """Its message goes back at once, and the stop goes on after a second."""
-
-    async def scenario(world: World) -> tuple[tuple[int, int], bool]:
-        world.create()
-        loop = asyncio.get_running_loop()
-        release = asyncio.Event()
-
-        async def resolve(message: Message) -> Tenant:
-            while not release.is_set():
-                try:
-                    await release.wait()
-                except asyncio.CancelledError:
-                    continue
-            return Tenant("a")
-
-        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
-
-        @orders.handler
-        async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise AssertionError("not reached")
-
-        world.send_orders("1")
-        async with orders:
-            while not orders.statistics().received:
-                await asyncio.sleep(0)
-            began = loop.time()
-        seen = world.counts(), loop.time() - began < 10
-        release.set()
+    world.send_orders("runs", seconds=5)
+    async with orders:
         await asyncio.sleep(1)
-        return seen
+        asyncio.get_running_loop().call_later(1, world.send_orders, "late")  # while the stop waits
+    assert (world.counts()[1], world.counts("dead")[0]) == (0, 1)
 
-    assert in_world(scenario) == ((1, 0), True)
+
+@with_world
+async def test_a_resolver_that_ignores_its_cancellation_does_not_keep_a_stop(world: World) -> None:
+    """Its message goes back at once, and the stop goes on after a second."""
+    world.create()
+    loop = asyncio.get_running_loop()
+    release = asyncio.Event()
+
+    async def resolve(message: Message) -> Tenant:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return Tenant("a")
+
+    orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client)
+
+    @orders.handler
+    async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise AssertionError("not reached")
+
+    world.send_orders("1")
+    async with orders:
+        while not orders.statistics().received:
+            await asyncio.sleep(0)
+        began = loop.time()
+    seen = world.counts(), loop.time() - began < 10
+    release.set()
+    await asyncio.sleep(1)
+    assert seen == ((1, 0), True)
 
 
 def test_what_is_behind_a_lost_message_of_its_group_does_not_cost_a_later_receive() -> None:

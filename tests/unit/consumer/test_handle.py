@@ -275,7 +275,8 @@ def limits(call: Call) -> float | None:
     ("tenant", "seconds"),
     [("fast", 1.0), ("third try", 30.0), ("slow", 50.0), ("nonsense", 50.0), ("text", 50.0), ("true", 50.0), ("x", 50)],
 )
-def test_the_time_limit_may_be_chosen_for_each_message(
+@in_virtual_time
+async def test_the_time_limit_may_be_chosen_for_each_message(
     tenant: str, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By tenant and attempt. What a function says wrongly is logged, and concerns its message only."""
@@ -284,12 +285,9 @@ def test_the_time_limit_may_be_chosen_for_each_message(
     async def handler(payload: Any, ctx: Any) -> None:
         await asyncio.sleep(50)
 
-    async def main() -> float:
-        with contextlib.suppress(HandlerTimeout):
-            await call(handler, timeout=limits, ctx=context_of(Recorded(), tenant=tenant, attempt=3))
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == seconds
+    with contextlib.suppress(HandlerTimeout):
+        await call(handler, timeout=limits, ctx=context_of(Recorded(), tenant=tenant, attempt=3))
+    assert asyncio.get_running_loop().time() == seconds
     assert bool(caplog.records) is (tenant in {"nonsense", "text", "true", "x"})
 
 
@@ -306,7 +304,8 @@ class Inline:
 
 
 @pytest.mark.parametrize("place", ["handler", "middleware before", "middleware after"])
-def test_the_time_limit_of_a_plain_handler_holds_for_what_is_async_around_it(place: str) -> None:
+@in_virtual_time
+async def test_the_time_limit_of_a_plain_handler_holds_for_what_is_async_around_it(place: str) -> None:
     """What a decorator of an async handler returned is awaited. A thread is let alone, and its time does not count."""
 
     async def hang() -> None:
@@ -319,14 +318,11 @@ def test_the_time_limit_of_a_plain_handler_holds_for_what_is_async_around_it(pla
         if place == "middleware after":
             await hang()
 
-    async def main() -> float:
-        threads: Any = Inline(20.0)
-        handler = (lambda payload, ctx: hang()) if place == "handler" else (lambda payload, ctx: None)
-        with pytest.raises(HandlerTimeout, match="handler_timeout=1"):
-            await call(handler, timeout=1.0, threads=threads, middleware=[layer])
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == (1.0 if place == "middleware before" else 21.0)
+    threads: Any = Inline(20.0)
+    handler = (lambda payload, ctx: hang()) if place == "handler" else (lambda payload, ctx: None)
+    with pytest.raises(HandlerTimeout, match="handler_timeout=1"):
+        await call(handler, timeout=1.0, threads=threads, middleware=[layer])
+    assert asyncio.get_running_loop().time() == (1.0 if place == "middleware before" else 21.0)
 
 
 @in_virtual_time

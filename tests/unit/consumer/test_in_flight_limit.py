@@ -9,7 +9,7 @@ import pytest
 from postroom import Concurrency, Consumer, MessageContext, Polling, Shutdown
 from postroom.consumer import facts
 from simulation.fairness.model import FarClient
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 LIMIT = 600
 
@@ -97,16 +97,13 @@ def test_a_limit_that_is_reached_for_minutes_is_told_once(caplog: pytest.LogCapt
     assert sum("too many messages in flight" in line for line in caplog.messages) == 1
 
 
-def test_the_attributes_are_not_asked_for_in_a_quiet_minute() -> None:
+@with_world
+async def test_the_attributes_are_not_asked_for_in_a_quiet_minute(world: World) -> None:
     """The attributes cost a call: a quiet consumer makes none."""
-
-    async def scenario(world: World) -> int:
-        world.create()
-        orders = noisy_consumer(world, wait=20)
-        world.send_orders(*map(str, range(20)), seconds=0.1)
-        with mock.patch.object(facts.QueueFacts, "_ask", side_effect=AssertionError) as asked:
-            async with orders:
-                await asyncio.sleep(60)
-            return asked.call_count
-
-    assert in_world(scenario) == 0
+    world.create()
+    orders = noisy_consumer(world, wait=20)
+    world.send_orders(*map(str, range(20)), seconds=0.1)
+    with mock.patch.object(facts.QueueFacts, "_ask", side_effect=AssertionError) as asked:
+        async with orders:
+            await asyncio.sleep(60)
+    assert asked.call_count == 0

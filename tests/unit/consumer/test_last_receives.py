@@ -24,7 +24,7 @@ from postroom import (
 from postroom.resources.breaker import Cooling
 from postroom.transports.memory import MemoryQueue
 from support.fleet import Diary, FaultyState, replica
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant]
 QUICK = Shutdown(poll=0.1, drain=0.5, cancel=0.5, flush=2)
@@ -73,35 +73,34 @@ def test_a_handler_that_obeys_the_second_cancellation_makes_one_dead_letter() ->
     assert dead_letters_of_a_stop(lambda _ctx: sleep_through(30, 1)) == 1
 
 
-def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_an_outage_of_sqs_that_ends_in_time_makes_no_dead_letter(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message waits for a slot at its last receive. SQS is back 3 s before its visibility timeout is over."""
+    world.create(dead_letters="dead", receives=1)
+    one = Concurrency(total=1)
+    orders = Consumer("orders", context=Tenant, client=world.client, concurrency=one, polling=Polling(wait=1))
+    handled: list[str] = []
 
-    async def scenario(world: World) -> tuple[list[str], int]:
-        world.create(dead_letters="dead", receives=1)
-        one = Concurrency(total=1)
-        orders = Consumer("orders", context=Tenant, client=world.client, concurrency=one, polling=Polling(wait=1))
-        handled: list[str] = []
+    @orders.handler
+    async def handle(order: Order, _ctx: Ctx) -> None:
+        await asyncio.sleep(1 if handled else 80)
+        handled.append(order.order_id)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: Ctx) -> None:
-            await asyncio.sleep(1 if handled else 80)
-            handled.append(order.order_id)
+    async def gone(*_arguments: object, **_options: object) -> Any:
+        await asyncio.sleep(0.05)
+        raise ServiceUnavailable("gone")
 
-        async def gone(*_arguments: object, **_options: object) -> Any:
-            await asyncio.sleep(0.05)
-            raise ServiceUnavailable("gone")
-
-        async with orders:
-            world.send_orders("1", "2")
-            await asyncio.sleep(25)
-            with monkeypatch.context() as patch:
-                for call in ("receive", "change_visibility", "delete", "send"):
-                    patch.setattr(MemoryQueue, call, gone)
-                await asyncio.sleep(32)
-            await asyncio.sleep(60)
-        return handled, sum(world.counts("dead"))
-
-    assert in_world(scenario) == (["1", "2"], 0)
+    async with orders:
+        world.send_orders("1", "2")
+        await asyncio.sleep(25)
+        with monkeypatch.context() as patch:
+            for call in ("receive", "change_visibility", "delete", "send"):
+                patch.setattr(MemoryQueue, call, gone)
+            await asyncio.sleep(32)
+        await asyncio.sleep(60)
+    assert (handled, sum(world.counts("dead"))) == (["1", "2"], 0)
 
 
 async def ignore(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
@@ -276,26 +275,23 @@ def test_in_a_stop_the_tenants_of_a_host_that_is_back_take_no_turns(back_after: 
     assert stopped.seconds < 3
 
 
-def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile() -> None:
+@with_world
+async def test_what_a_stop_waits_for_is_not_deleted_by_its_queue_meanwhile(world: World) -> None:
     """A message may start after 100 s, and is kept for 60: it becomes a dead letter, with its reason, before that."""
+    world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="60")
+    handled = list[str]()
+    orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=110))
 
-    async def scenario(world: World) -> Stopped:
-        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="60")
-        handled = list[str]()
-        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=110))
+    @orders.handler
+    async def handle(order: Order, _ctx: Ctx) -> None:
+        handled.append(order.order_id)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: Ctx) -> None:
-            handled.append(order.order_id)
-
-        async with orders:
-            orders.tenants.limit(Tenant("a"), rate=0.01)
-            world.send_orders("1", "2")
-            await asyncio.sleep(1)
-            began = asyncio.get_running_loop().time()
-        return Stopped(world, handled, began)
-
-    stopped = in_world(scenario)
+    async with orders:
+        orders.tenants.limit(Tenant("a"), rate=0.01)
+        world.send_orders("1", "2")
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+    stopped = Stopped(world, handled, began)
     assert (len(stopped.handled), stopped.dead) == (1, 1)
     assert stopped.seconds < 60
 
@@ -310,48 +306,42 @@ def test_a_stop_ends_the_pauses_of_an_outage(down_for: float, tenants: int) -> N
     assert stopped.seconds < down_for
 
 
-def test_a_stop_lets_a_rate_go_on() -> None:
+@with_world
+async def test_a_stop_lets_a_rate_go_on(world: World) -> None:
     """Nine messages at two per second: all are started in the drain."""
+    world.create(dead_letters="dead", receives=1)
+    handled = list[str]()
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> Stopped:
-        world.create(dead_letters="dead", receives=1)
-        handled = list[str]()
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def handle(order: Order, _ctx: Ctx) -> None:
+        handled.append(order.order_id)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: Ctx) -> None:
-            handled.append(order.order_id)
-
-        async with orders:
-            orders.tenants.limit(Tenant("a"), rate=2)
-            world.send_orders(*"123456789")
-            await asyncio.sleep(0.1)
-            assert len(handled) < 4
-            began = asyncio.get_running_loop().time()
-        return Stopped(world, handled, began)
-
-    stopped = in_world(scenario)
+    async with orders:
+        orders.tenants.limit(Tenant("a"), rate=2)
+        world.send_orders(*"123456789")
+        await asyncio.sleep(0.1)
+        assert len(handled) < 4
+        began = asyncio.get_running_loop().time()
+    stopped = Stopped(world, handled, began)
     assert (len(stopped.handled), stopped.dead) == (9, 0)
     assert stopped.seconds < 5
 
 
 @pytest.mark.parametrize("seconds", [0.2, 5.0])
-def test_a_stop_waits_for_a_slot_of_the_fleet(seconds: float) -> None:
+@with_world
+async def test_a_stop_waits_for_a_slot_of_the_fleet(world: World, seconds: float) -> None:
     """Another replica has the tenant's only slot when the stop begins, so many seconds after the message came."""
-
-    async def scenario(world: World) -> tuple[list[str], int]:
-        world.create()
-        world.create("more", dead_letters="dead", receives=1)
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
-        async with replica(world, diary, fleet, "other"):
-            world.send_orders("1", seconds=8.0)
-            await asyncio.sleep(0.5)
-            async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=12)):
-                world.send({"order_id": "2"}, queue="more")
-                await asyncio.sleep(seconds)
-        return [who for _, who, _ in diary.starts], sum(world.counts("dead"))
-
-    assert in_world(scenario) == (["other", "one"], 0)
+    world.create()
+    world.create("more", dead_letters="dead", receives=1)
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
+    async with replica(world, diary, fleet, "other"):
+        world.send_orders("1", seconds=8.0)
+        await asyncio.sleep(0.5)
+        async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=12)):
+            world.send({"order_id": "2"}, queue="more")
+            await asyncio.sleep(seconds)
+    assert ([who for _, who, _ in diary.starts], sum(world.counts("dead"))) == (["other", "one"], 0)
 
 
 def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
@@ -363,27 +353,24 @@ def test_a_stop_lets_all_tenants_of_a_host_go_on_that_is_back() -> None:
     assert stopped.seconds < 4
 
 
-def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lost() -> None:
+@with_world
+async def test_what_a_stop_holds_becomes_a_dead_letter_with_its_reason_before_it_is_lost(world: World) -> None:
     """Its tenant is paused, another one's handler runs on, and its visibility can be extended no longer."""
+    world.create(dead_letters="dead", receives=1)
+    more: dict[str, Any] = {"visibility": Visibility(timeout=10, max_extension=20), "shutdown": Shutdown(drain=40)}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
 
-    async def scenario(world: World) -> list[str]:
-        world.create(dead_letters="dead", receives=1)
-        more: dict[str, Any] = {"visibility": Visibility(timeout=10, max_extension=20), "shutdown": Shutdown(drain=40)}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    @orders.handler
+    async def handle(order: Order, _ctx: Ctx) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: Ctx) -> None:
-            await asyncio.sleep(order.seconds)
-
-        async with orders:
-            orders.tenants.pause(Tenant("a"))
-            world.send_orders("held")
-            await asyncio.sleep(10)
-            world.send_orders("long", tenant="b", seconds=18)
-            await asyncio.sleep(1)
-        return await reasons(world)
-
-    assert in_world(scenario) == ["not tried: it could be held no longer and its tenant is paused"]
+    async with orders:
+        orders.tenants.pause(Tenant("a"))
+        world.send_orders("held")
+        await asyncio.sleep(10)
+        world.send_orders("long", tenant="b", seconds=18)
+        await asyncio.sleep(1)
+    assert await reasons(world) == ["not tried: it could be held no longer and its tenant is paused"]
 
 
 class ServerShutsDown(Exception):
@@ -403,46 +390,40 @@ STOPPED = "the consumer stopped, at its last receive, not tried by this consumer
         ("met", "is unavailable: ServerShutsDown"),
     ],
 )
-def test_the_dead_letter_of_a_stop_tells_what_its_tenant_lacked(lack: str, reason: str) -> None:
+@with_world
+async def test_the_dead_letter_of_a_stop_tells_what_its_tenant_lacked(world: World, lack: str, reason: str) -> None:
     """Also where its resources are open, and its handlers meet an outage all the same."""
+    world.create(dead_letters="dead", receives=1)
+    databases, shutdown = Databases(), Shutdown(drain=2)
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client, shutdown=shutdown)
 
-    async def scenario(world: World) -> list[str]:
-        world.create(dead_letters="dead", receives=1)
-        databases, shutdown = Databases(), Shutdown(drain=2)
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client, shutdown=shutdown)
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+        raise ServerShutsDown
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
-            raise ServerShutsDown
-
-        if lack == "paused":
-            orders.tenants.pause(Tenant("a"), reason="maintenance")
-        elif lack == "opening":
-            databases.hanging.add("a")
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(3)
-        return await reasons(world)
-
-    assert in_world(scenario) == [STOPPED + reason]
+    if lack == "paused":
+        orders.tenants.pause(Tenant("a"), reason="maintenance")
+    elif lack == "opening":
+        databases.hanging.add("a")
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(3)
+    assert await reasons(world) == [STOPPED + reason]
 
 
-def test_the_dead_letter_of_a_stop_tells_that_the_fleet_had_no_slot() -> None:
+@with_world
+async def test_the_dead_letter_of_a_stop_tells_that_the_fleet_had_no_slot(world: World) -> None:
     """Another replica has the tenant's only one for longer than the drain."""
-
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        world.create("more", dead_letters="dead", receives=1)
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
-        async with replica(world, diary, fleet, "other"):
-            world.send_orders("1", seconds=12.0)
-            await asyncio.sleep(0.5)
-            async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=1)):
-                world.send({"order_id": "2"}, queue="more")
-                await asyncio.sleep(5)
-        return await reasons(world)
-
-    assert in_world(scenario) == [STOPPED + "has no slot of the fleet"]
+    world.create()
+    world.create("more", dead_letters="dead", receives=1)
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=1, name="shop")
+    async with replica(world, diary, fleet, "other"):
+        world.send_orders("1", seconds=12.0)
+        await asyncio.sleep(0.5)
+        async with replica(world, diary, fleet, "one", queue="more", shutdown=Shutdown(drain=1)):
+            world.send({"order_id": "2"}, queue="more")
+            await asyncio.sleep(5)
+    assert await reasons(world) == [STOPPED + "has no slot of the fleet"]
 
 
 async def reasons(world: World) -> list[str]:

@@ -145,7 +145,8 @@ def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_m
         assert vars(line)["step"] == "dead_letter"
 
 
-def test_the_reason_of_a_dead_letter_announces_no_next_try() -> None:
+@with_world
+async def test_the_reason_of_a_dead_letter_announces_no_next_try(world: World) -> None:
     """None follows."""
 
     @asynccontextmanager
@@ -154,21 +155,18 @@ def test_the_reason_of_a_dead_letter_announces_no_next_try() -> None:
             raise UnknownTenant(tenant.tenant_id)
         yield ""
 
-    async def scenario(world: World) -> list[str]:
-        world.create(dead_letters="dead", receives=1)
-        orders = Consumer("orders", context=Tenant, resources=nowhere, client=world.client)
+    world.create(dead_letters="dead", receives=1)
+    orders = Consumer("orders", context=Tenant, resources=nowhere, client=world.client)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, str]) -> None: ...
 
-        async with orders:
-            world.send_orders("1", tenant="acme")
-            await asyncio.sleep(10)
-        async with world.client as client:
-            letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
-        return [str(letter.message_attributes["postroom.reason"].string_value) for letter in letters]
-
-    [reason] = in_world(scenario)
+    async with orders:
+        world.send_orders("1", tenant="acme")
+        await asyncio.sleep(10)
+    async with world.client as client:
+        letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+    [reason] = [str(letter.message_attributes["postroom.reason"].string_value) for letter in letters]
     assert reason.startswith("not tried: the resources of 'acme:eu-west-1': there is no such tenant")
     assert "next try" not in reason
 

@@ -14,8 +14,8 @@ import pytest
 from postroom.consumer import loop_watch
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.tasks import Tasks
-from postroom.testing.loop import run_virtual
 from support.jobs import job
+from support.virtual import in_virtual_time
 
 LATE = 0.4
 
@@ -261,18 +261,15 @@ async def test_while_the_loop_runs_what_is_read_has_just_arrived() -> None:
     inner.end()
 
 
-def test_in_virtual_time_nothing_is_watched() -> None:
+@in_virtual_time
+async def test_in_virtual_time_nothing_is_watched() -> None:
     """Nothing is ever late there."""
-
-    async def main() -> float:
-        watched = watch()
-        watched.start()
-        assert watching() == []
-        await asyncio.sleep(3600)
-        watched.close()
-        return watched.max_lag
-
-    assert run_virtual(main()) == 0.0
+    watched = watch()
+    watched.start()
+    assert watching() == []
+    await asyncio.sleep(3600)
+    watched.close()
+    assert watched.max_lag == 0.0
 
 
 async def test_signs_of_life_carry_nothing_of_who_started_them() -> None:

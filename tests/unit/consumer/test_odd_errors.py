@@ -235,38 +235,35 @@ class Done(Drop):
     [(Later, 2, 0, 0), (MuchLater, 2, 0, 0), (Unwanted, 1, 0, 1), (Done, 1, 0, 0)],
 )
 @pytest.mark.parametrize("place", ["handler", "on_error"])
-def test_an_instruction_of_a_class_of_the_applications_is_obeyed(
-    instruction: type[Exception], place: str, seen: int, left: int, dead: int
+@with_world
+async def test_an_instruction_of_a_class_of_the_applications_is_obeyed(
+    world: World, *, instruction: type[Exception], place: str, seen: int, left: int, dead: int
 ) -> None:
     """It need not call the ``__init__`` that it inherits, and whatever it is made of, it ends no consumer."""
+    world.create(dead_letters="dead", receives=10)
+    handled: list[str] = []
 
-    async def scenario(world: World) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        world.create(dead_letters="dead", receives=10)
-        handled: list[str] = []
+    def decide(_failure: Any = None) -> None:
+        if len(handled) == 1:
+            raise instruction
 
-        def decide(_failure: Any = None) -> None:
-            if len(handled) == 1:
-                raise instruction
+    orders: Consumer[Any, Any] = Consumer(
+        "orders", client=world.client, on_error=decide if place == "on_error" else None
+    )
 
-        orders: Consumer[Any, Any] = Consumer(
-            "orders", client=world.client, on_error=decide if place == "on_error" else None
-        )
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+        handled.append(order.order_id)
+        if len(handled) == 1:
+            if place == "on_error":
+                raise ValueError
+            decide()
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
-            handled.append(order.order_id)
-            if len(handled) == 1:
-                if place == "on_error":
-                    raise ValueError
-                decide()
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(10)
-            assert orders.running
-            return len(handled), world.counts(), world.counts("dead")
-
-    assert in_world(scenario) == (seen, (left, 0), (dead, 0))
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(10)
+        assert orders.running
+        assert (len(handled), world.counts(), world.counts("dead")) == (seen, (left, 0), (dead, 0))
 
 
 @pytest.mark.parametrize("place", ["context", "unwrap", "visibility", "observers"])
@@ -279,44 +276,41 @@ def test_sys_exit_ends_the_consumer_from_everywhere(place: str) -> None:
 @pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt()], ids=["exit", "interrupt"])
 @pytest.mark.parametrize("ack", [AckMode.ON_SUCCESS, AckMode.ALWAYS])
 @pytest.mark.parametrize("place", ["plain", "async", "unwrap", "key"])
-def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(
-    place: str, ack: AckMode, error: BaseException, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_resolver_that_asks_for_the_end_keeps_no_message_from_others(
+    world: World, place: str, ack: AckMode, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The consumer stops in order, and what it had received is visible long before the visibility timeout is over."""
+    world.create()
+    world.send_orders(*"123")
 
-    async def scenario(world: World) -> float:
-        world.create()
-        world.send_orders(*"123")
+    def fail(_: Any) -> Any:
+        raise error
 
-        def fail(_: Any) -> Any:
-            raise error
+    async def fail_later(_message: Message) -> Any:
+        raise error
 
-        async def fail_later(_message: Message) -> Any:
-            raise error
+    @asynccontextmanager
+    async def resources(_: Any) -> AsyncGenerator[None]:
+        yield
 
-        @asynccontextmanager
-        async def resources(_: Any) -> AsyncGenerator[None]:
-            yield
+    choices: dict[str, dict[str, Any]] = {
+        "plain": {"context": fail},
+        "async": {"context": fail_later},
+        "unwrap": {"context": Tenant, "unwrap": fail},
+        "key": {"context": Tenant, "resources": ResourcePool(resources, key=fail)},
+    }
+    orders: Consumer[Any, Any] = Consumer("orders", client=world.client, ack=ack, **choices[place])
 
-        choices: dict[str, dict[str, Any]] = {
-            "plain": {"context": fail},
-            "async": {"context": fail_later},
-            "unwrap": {"context": Tenant, "unwrap": fail},
-            "key": {"context": Tenant, "resources": ResourcePool(resources, key=fail)},
-        }
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, ack=ack, **choices[place])
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None: ...
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Any, Any]) -> None: ...
-
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(type(error)):
-            await orders.run()
-        while world.counts() != (3, 0):
-            await asyncio.sleep(0.1)
-        return asyncio.get_running_loop().time() - began
-
-    assert in_world(scenario) < 10
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(type(error)):
+        await orders.run()
+    while world.counts() != (3, 0):
+        await asyncio.sleep(0.1)
+    assert (asyncio.get_running_loop().time() - began) < 10
     assert f"The application's code raised {describe(error)}; the consumer of orders stops" in caplog.messages
     assert any(text.startswith("Context resolution failed for message ") for text in caplog.messages)
 
@@ -326,69 +320,66 @@ OF_THE_POOL = ["host", "weight", "provider", "classify", "check"]
 
 
 @pytest.mark.parametrize("place", ["observers", *CHOICES, *OF_THE_POOL])
-def test_a_function_that_asks_for_the_end_keeps_no_message_from_others(
-    place: str, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_function_that_asks_for_the_end_keeps_no_message_from_others(
+    world: World, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It ends the consumer in order, as a handler does: what was not handled is visible again within seconds.
 
     In no mode a message is deleted because its tenant's resources asked for the end.
     """
+    world.create()
+    handled: list[str] = []
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        handled: list[str] = []
+    def fail(*_: Any) -> Any:
+        raise SystemExit(7)
 
-        def fail(*_: Any) -> Any:
-            raise SystemExit(7)
-
-        @asynccontextmanager
-        async def resources(_: Any) -> AsyncGenerator[None]:
-            if place == "classify":
-                raise ConnectionError
-            if place == "provider":
-                fail()
-            yield
-
-        async def check(_: Any) -> None:
+    @asynccontextmanager
+    async def resources(_: Any) -> AsyncGenerator[None]:
+        if place == "classify":
+            raise ConnectionError
+        if place == "provider":
             fail()
+        yield
 
-        functions: dict[str, Any] = {name: fail for name in ("host", "weight", "classify") if name == place}
-        if place == "check":
-            functions = {"check": check, "limits": PoolLimits(check_after=0)}
-        options: dict[str, dict[str, Any]] = {
-            "observers": {"observers": [fail]},
-            "delay": {"retry": RetryPolicy(delay=fail)},
-            "weights": {"concurrency": Concurrency(weights=fail)},
-            **{name: {name: fail} for name in ("visibility", "retry", "faults")},
-        }
-        orders: Consumer[Any, Any] = Consumer(
-            "orders",
-            context=Tenant,
-            resources=ResourcePool(resources, **functions),
-            client=world.client,
-            ack=AckMode.ALWAYS if place in OF_THE_POOL else AckMode.ON_SUCCESS,
-            **options.get(place, {}),
-        )
+    async def check(_: Any) -> None:
+        fail()
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
-            if place in {"retry", "faults", "delay"}:
-                raise ValueError
-            handled.append(order.order_id)
+    functions: dict[str, Any] = {name: fail for name in ("host", "weight", "classify") if name == place}
+    if place == "check":
+        functions = {"check": check, "limits": PoolLimits(check_after=0)}
+    options: dict[str, dict[str, Any]] = {
+        "observers": {"observers": [fail]},
+        "delay": {"retry": RetryPolicy(delay=fail)},
+        "weights": {"concurrency": Concurrency(weights=fail)},
+        **{name: {name: fail} for name in ("visibility", "retry", "faults")},
+    }
+    orders: Consumer[Any, Any] = Consumer(
+        "orders",
+        context=Tenant,
+        resources=ResourcePool(resources, **functions),
+        client=world.client,
+        ack=AckMode.ALWAYS if place in OF_THE_POOL else AckMode.ON_SUCCESS,
+        **options.get(place, {}),
+    )
 
-        async def send() -> None:
-            for number in "123":
-                world.send_orders(number)
-                await asyncio.sleep(1)
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Any, Any]) -> None:
+        if place in {"retry", "faults", "delay"}:
+            raise ValueError
+        handled.append(order.order_id)
 
-        sending = asyncio.create_task(send())
-        with pytest.raises(SystemExit):
-            await orders.run()
-        await sending
-        await asyncio.sleep(5)
-        return len(handled) + world.counts()[0], world.counts()[1]
+    async def send() -> None:
+        for number in "123":
+            world.send_orders(number)
+            await asyncio.sleep(1)
 
-    assert in_world(scenario) == (3, 0)
+    sending = asyncio.create_task(send())
+    with pytest.raises(SystemExit):
+        await orders.run()
+    await sending
+    await asyncio.sleep(5)
+    assert (len(handled) + world.counts()[0], world.counts()[1]) == (3, 0)
     assert "The application's code raised SystemExit: 7; the consumer of orders stops" in caplog.messages
 
 

@@ -12,11 +12,11 @@ from postroom.consumer.facts import QueueFacts
 from postroom.errors import Reject
 from postroom.local import LocalBroker
 from postroom.tasks import Tasks
-from postroom.testing import run_virtual
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import EntryFailure, Queue
 from support.passing import PassingClient, PassingQueue
-from support.world import Databases, Order, Tenant, World, in_world
+from support.virtual import in_virtual_time
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 
 class Exit(BaseException):
@@ -167,8 +167,9 @@ def test_what_a_call_should_not_return_fails_that_call(
     [None, [], True, [None, None], ["1", "2"], [EntryFailure(0, "x"), EntryFailure(0, "x")]],
     ids=["none", "empty", "flag", "nones", "texts", "places"],
 )
-def test_what_a_send_should_not_return_is_no_letter_that_was_sent(
-    monkeypatch: pytest.MonkeyPatch, answer: object
+@with_world
+async def test_what_a_send_should_not_return_is_no_letter_that_was_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
     """The messages would be deleted, and be nowhere."""
     original, left = OddQueue.send, [3]
@@ -178,99 +179,86 @@ def test_what_a_send_should_not_return_is_no_letter_that_was_sent(
         return await original(queue, messages) if left[0] < 0 else answer
 
     monkeypatch.setattr(OddQueue, "send", call)
+    world.create(dead_letters="dead")
+    orders = Consumer("orders", context=Tenant, client=OddClient(world.broker))
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead")
-        orders = Consumer("orders", context=Tenant, client=OddClient(world.broker))
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+        raise Reject("bad")
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
-            raise Reject("bad")
-
-        world.send_orders("1", "2")
-        async with orders:
-            await asyncio.sleep(600)
-        return sum(world.counts()), sum(world.counts("dead"))
-
-    assert in_world(scenario) == (0, 2)
+    world.send_orders("1", "2")
+    async with orders:
+        await asyncio.sleep(600)
+    assert (sum(world.counts()), sum(world.counts("dead"))) == (0, 2)
     assert left[0] < 0
 
 
-def test_a_stop_waits_for_recalls_that_are_out() -> None:
+@with_world
+async def test_a_stop_waits_for_recalls_that_are_out(world: World) -> None:
     """What was deferred during an outage is visible soon after the stop, although calls were out when it began."""
+    world.create(dead_letters="dead", receives=20)
+    client = OddClient(world.broker)
+    # Longer than the handlers that a stop waits for, and shorter than `Shutdown(flush=)`, which ends all calls.
+    client.slow, client.recalling = 3.5, asyncio.Event()
+    databases = Databases()
+    databases.failures["a"] = ConnectionError
+    orders = Consumer(
+        "orders",
+        context=Tenant,
+        resources=databases,
+        client=client,
+    )
 
-    async def scenario(world: World) -> tuple[tuple[int, int], int]:
-        world.create(dead_letters="dead", receives=20)
-        client = OddClient(world.broker)
-        # Longer than the handlers that a stop waits for, and shorter than `Shutdown(flush=)`, which ends all calls.
-        client.slow, client.recalling = 3.5, asyncio.Event()
-        databases = Databases()
-        databases.failures["a"] = ConnectionError
-        orders = Consumer(
-            "orders",
-            context=Tenant,
-            resources=databases,
-            client=client,
-        )
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+        await asyncio.sleep(order.seconds)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant, Any]) -> None:
-            await asyncio.sleep(order.seconds)
-
-        world.send_orders(*map(str, range(200)), seconds=3)
-        async with orders:
-            # What is deferred comes back by itself when the pool tries again: it has to try before.
-            while orders.statistics().away < 150:
-                await asyncio.sleep(0.1)
-            del databases.failures["a"]
-            orders.tenants.retry_now(Tenant("a"))
-            await asyncio.wait_for(client.recalling.wait(), 60)
-            out = len([task for task in asyncio.all_tasks() if task.get_name() == "postroom-recall"])
-        await asyncio.sleep(22)  # it is hidden from polls that were out
-        return world.counts(), out
-
-    (visible, hidden), out = in_world(scenario)
+    world.send_orders(*map(str, range(200)), seconds=3)
+    async with orders:
+        # What is deferred comes back by itself when the pool tries again: it has to try before.
+        while orders.statistics().away < 150:
+            await asyncio.sleep(0.1)
+        del databases.failures["a"]
+        orders.tenants.retry_now(Tenant("a"))
+        await asyncio.wait_for(client.recalling.wait(), 60)
+        out = len([task for task in asyncio.all_tasks() if task.get_name() == "postroom-recall"])
+    await asyncio.sleep(22)  # it is hidden from polls that were out
+    (visible, hidden) = world.counts()
     assert out > 0
     assert hidden == 0
     assert visible > 150
 
 
-def test_a_task_that_raises_cancelled_error_itself_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_task_that_raises_cancelled_error_itself_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """One that was cancelled is not."""
+    fatal: list[BaseException] = []
+    tasks = Tasks(fatal.append)
 
-    async def scenario() -> list[BaseException]:
-        fatal: list[BaseException] = []
-        tasks = Tasks(fatal.append)
+    async def own() -> None:
+        raise asyncio.CancelledError
 
-        async def own() -> None:
-            raise asyncio.CancelledError
-
-        task = tasks.spawn(asyncio.sleep(100), "cancelled")
-        tasks.spawn(own(), "own")
-        await asyncio.sleep(1)
-        task.cancel()
-        await asyncio.sleep(1)
-        return fatal
-
-    [error] = run_virtual(scenario())
+    task = tasks.spawn(asyncio.sleep(100), "cancelled")
+    tasks.spawn(own(), "own")
+    await asyncio.sleep(1)
+    task.cancel()
+    await asyncio.sleep(1)
+    [error] = fatal
     assert "task own" in str(error)
     assert caplog.messages == ["Task own ended by a CancelledError that its own code raised"]
 
 
-def test_a_timer_that_raises_what_is_no_exception_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_timer_that_raises_what_is_no_exception_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """As one that raises an Exception is."""
+    fatal: list[BaseException] = []
 
-    async def scenario() -> list[BaseException]:
-        fatal: list[BaseException] = []
+    def fail() -> None:
+        raise Exit
 
-        def fail() -> None:
-            raise Exit
-
-        Tasks(fatal.append).call_later(1, fail)
-        await asyncio.sleep(2)
-        return fatal
-
-    [error] = run_virtual(scenario())
+    Tasks(fatal.append).call_later(1, fail)
+    await asyncio.sleep(2)
+    [error] = fatal
     assert isinstance(error, Exit)
     assert caplog.messages == ["A timer of postroom failed"]
 
@@ -353,52 +341,46 @@ def five_days_ago(sent_at: float) -> float:
         pytest.param(five_days_ago, id="five days ago"),
     ],
 )
-def test_a_message_that_was_handed_out_has_not_expired(sent: Callable[[float], float]) -> None:
+@with_world
+async def test_a_message_that_was_handed_out_has_not_expired(world: World, sent: Callable[[float], float]) -> None:
     """Its retention period seems to be over, by a wrong clock or a wrong time of sending: it waits for its tenant."""
+    world.create(dead_letters="dead", receives=10)
+    databases, done = Databases(), 0
+    databases.failures["acme"] = lambda: ConnectionRefusedError("down")
+    client = DatedClient(world.client, sent)
+    orders = Consumer("orders", context=Tenant, resources=databases, client=client)
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead", receives=10)
-        databases, done = Databases(), 0
-        databases.failures["acme"] = lambda: ConnectionRefusedError("down")
-        client = DatedClient(world.client, sent)
-        orders = Consumer("orders", context=Tenant, resources=databases, client=client)
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
+        nonlocal done
+        done += 1
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
-            nonlocal done
-            done += 1
-
-        async with orders:
-            world.send_orders(*map(str, range(20)), tenant="acme")
-            await asyncio.sleep(300)
-            del databases.failures["acme"]
-            await asyncio.sleep(300)
-        return done, sum(world.counts("dead"))
-
-    assert in_world(scenario) == (20, 0)
+    async with orders:
+        world.send_orders(*map(str, range(20)), tenant="acme")
+        await asyncio.sleep(300)
+        del databases.failures["acme"]
+        await asyncio.sleep(300)
+    assert (done, sum(world.counts("dead"))) == (20, 0)
 
 
-def test_a_queue_that_is_deleted_and_made_again_is_consumed_again() -> None:
+@with_world
+async def test_a_queue_that_is_deleted_and_made_again_is_consumed_again(world: World) -> None:
     """A queue is its name, as it is by its URL over the network."""
+    world.create()
+    done: list[str] = []
+    orders = Consumer("orders", client=world.client)
 
-    async def scenario(world: World) -> list[str]:
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[None, None]) -> None:
+        done.append(order.order_id)
+
+    async with orders:
+        world.send_orders("before")
+        await asyncio.sleep(1)
+        world.broker.delete_queue("orders")
+        await asyncio.sleep(70)
         world.create()
-        done: list[str] = []
-        orders = Consumer("orders", client=world.client)
-
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[None, None]) -> None:
-            done.append(order.order_id)
-
-        async with orders:
-            world.send_orders("before")
-            await asyncio.sleep(1)
-            world.broker.delete_queue("orders")
-            await asyncio.sleep(70)
-            world.create()
-            await asyncio.sleep(60)
-            world.send_orders("after")
-            await asyncio.sleep(30)
-        return done
-
-    assert in_world(scenario) == ["before", "after"]
+        await asyncio.sleep(60)
+        world.send_orders("after")
+        await asyncio.sleep(30)
+    assert done == ["before", "after"]

@@ -26,7 +26,7 @@ from postroom.options import OpenBackoff
 from postroom.resources.failures import of_server
 from simulation.fairness.model import FarClient
 from support.jobs import job
-from support.world import Database, Databases, Order, Tenant, World, in_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 
 def host_of(tenant: Tenant) -> str:
@@ -67,52 +67,49 @@ class Scene:
 NAMES = tuple(f"down-{number}" for number in range(50))
 
 
-def test_the_end_of_an_outage_calls_everything_back() -> None:
+@with_world
+async def test_the_end_of_an_outage_calls_everything_back(world: World) -> None:
     """Two minutes of traffic for fifty tenants come back within seconds, whichever of them was tried."""
-
-    async def scenario(world: World) -> tuple[int, float, int]:
-        world.create()
-        scene = Scene(world)
-        scene.break_down(*NAMES)
-        async with scene.pool, scene.orders:
-            for number in range(240):
-                world.send_orders(str(number), tenant=NAMES[number % 50], group=NAMES[number % 50])
-                await asyncio.sleep(0.5)
-            tries = scene.tries
-            scene.databases.failures.clear()
-            healed = asyncio.get_running_loop().time()
-            world.send_orders("last", tenant=NAMES[0])
-            await asyncio.sleep(10)
-            assert [status for status in scene.orders.tenants if status.state is TenantState.UNAVAILABLE] == []
-        return len(scene.done), max(at for _, at in scene.done) - healed, tries
-
-    done, seconds, tries = in_world(scenario)
+    world.create()
+    scene = Scene(world)
+    scene.break_down(*NAMES)
+    async with scene.pool, scene.orders:
+        for number in range(240):
+            world.send_orders(str(number), tenant=NAMES[number % 50], group=NAMES[number % 50])
+            await asyncio.sleep(0.5)
+        tries = scene.tries
+        scene.databases.failures.clear()
+        healed = asyncio.get_running_loop().time()
+        world.send_orders("last", tenant=NAMES[0])
+        await asyncio.sleep(10)
+        assert [status for status in scene.orders.tenants if status.state is TenantState.UNAVAILABLE] == []
+    done, seconds = len(scene.done), max(at for _, at in scene.done) - healed
     assert done == 241
     assert seconds <= 7.0  # a probe is due at the latest after a thirtieth of the outage
     assert tries <= 5 + 120 / 0.5
 
 
 @pytest.mark.parametrize(("state", "together"), [("53300", True), ("3D000", False)])
-def test_tenants_of_a_server_that_has_room_again_follow_the_first_of_them(state: str, *, together: bool) -> None:
+@with_world
+async def test_tenants_of_a_server_that_has_room_again_follow_the_first_of_them(
+    world: World, state: str, *, together: bool
+) -> None:
     """Too few fail to tell of their host, and their pauses are long by then. What failed otherwise keeps its own."""
 
     class RefusedError(Exception):
         sqlstate = state
 
-    async def scenario(world: World) -> dict[str, float]:
-        world.create()
-        scene = Scene(world)
-        scene.databases.failures |= dict.fromkeys(NAMES[:4], RefusedError)
-        async with scene.pool, scene.orders:
-            for number in range(120):
-                world.send_orders(str(number), tenant=NAMES[number % 4])
-                await asyncio.sleep(1)
-            assert not scene.done
-            scene.databases.failures.clear()
-            await asyncio.sleep(40)
-        return dict(reversed(scene.done))
-
-    first = in_world(scenario)
+    world.create()
+    scene = Scene(world)
+    scene.databases.failures |= dict.fromkeys(NAMES[:4], RefusedError)
+    async with scene.pool, scene.orders:
+        for number in range(120):
+            world.send_orders(str(number), tenant=NAMES[number % 4])
+            await asyncio.sleep(1)
+        assert not scene.done
+        scene.databases.failures.clear()
+        await asyncio.sleep(40)
+    first = dict(reversed(scene.done))
     assert len(first) == 4
     assert (max(first.values()) - min(first.values()) < 1.0) is together
 
@@ -132,69 +129,60 @@ def test_the_end_of_an_outage_asks_about_no_other_tenant_of_its_host() -> None:
 
 
 @pytest.mark.parametrize("opened_again", [False, True])
-def test_only_one_message_at_a_time_finds_out(opened_again: bool) -> None:
+@with_world
+async def test_only_one_message_at_a_time_finds_out(world: World, opened_again: bool) -> None:
     """However much traffic there is for a tenant that is down, each open is tried after its pause, and no other.
 
     Also in a pool that was closed, and opened again, while the consumer ran.
     """
-
-    async def scenario(world: World) -> tuple[int, int, int]:
-        world.create()
-        scene = Scene(world, host=None)
-        scene.break_down("down-0")
-        async with scene.pool, scene.orders:
-            if opened_again:
-                await scene.pool.aclose()
-                await scene.pool.__aenter__()
-            for number in range(1_000):
-                world.send_orders(str(number), tenant="down-0")
-                await asyncio.sleep(0.1)
-            statistics = scene.orders.statistics()
-            world.broker.purge("orders")
-        return scene.tries, statistics.failed["ResourceOpenError"], statistics.held
-
-    tries, failed, held = in_world(scenario)
+    world.create()
+    scene = Scene(world, host=None)
+    scene.break_down("down-0")
+    async with scene.pool, scene.orders:
+        if opened_again:
+            await scene.pool.aclose()
+            await scene.pool.__aenter__()
+        for number in range(1_000):
+            world.send_orders(str(number), tenant="down-0")
+            await asyncio.sleep(0.1)
+        statistics = scene.orders.statistics()
+        world.broker.purge("orders")
+    tries, failed, held = scene.tries, statistics.failed["ResourceOpenError"], statistics.held
     assert tries <= 40  # the pauses grow to 30 s
     assert failed <= tries
     assert held <= 1_020
 
 
-def test_tenants_that_are_open_go_on_while_no_other_of_their_host_can_be_opened() -> None:
+@with_world
+async def test_tenants_that_are_open_go_on_while_no_other_of_their_host_can_be_opened(world: World) -> None:
     """A server that takes no new connections still answers on those it has."""
+    world.create()
+    scene = Scene(world)
+    async with scene.pool, scene.orders:
+        world.send_orders("first", tenant="down-0")
+        await asyncio.sleep(1)
+        scene.break_down(*NAMES)
+        for number in range(200):
+            world.send_orders(str(number), tenant=NAMES[number % 50])
+            await asyncio.sleep(0.1)
+        world.broker.purge("orders")
+    assert sum(name == "down-0" for name, _ in scene.done) == 5
 
-    async def scenario(world: World) -> int:
-        world.create()
-        scene = Scene(world)
-        async with scene.pool, scene.orders:
-            world.send_orders("first", tenant="down-0")
-            await asyncio.sleep(1)
-            scene.break_down(*NAMES)
-            for number in range(200):
+
+@with_world
+async def test_a_stop_during_an_outage_leaves_everything_visible_at_once(world: World) -> None:
+    """What was deferred has not started either."""
+    world.create()
+    scene = Scene(world, shutdown=Shutdown(poll=0))
+    scene.break_down(*NAMES)
+    async with scene.pool:
+        async with scene.orders:
+            for number in range(100):
                 world.send_orders(str(number), tenant=NAMES[number % 50])
                 await asyncio.sleep(0.1)
-            world.broker.purge("orders")
-        return sum(name == "down-0" for name, _ in scene.done)
-
-    assert in_world(scenario) == 5
-
-
-def test_a_stop_during_an_outage_leaves_everything_visible_at_once() -> None:
-    """What was deferred has not started either."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        scene = Scene(world, shutdown=Shutdown(poll=0))
-        scene.break_down(*NAMES)
-        async with scene.pool:
-            async with scene.orders:
-                for number in range(100):
-                    world.send_orders(str(number), tenant=NAMES[number % 50])
-                    await asyncio.sleep(0.1)
-            at_once = world.counts()[0]
-            await asyncio.sleep(2)  # what would have been visible within a second is left alone
-            return at_once, world.counts()[0]
-
-    at_once, soon = in_world(scenario)
+        at_once = world.counts()[0]
+        await asyncio.sleep(2)  # what would have been visible within a second is left alone
+        soon = world.counts()[0]
     assert at_once >= 90
     assert soon == 100
 
@@ -289,135 +277,124 @@ def test_a_host_function_that_fails_costs_only_its_own_message() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0, 11.0])
-def test_messages_that_open_resources_for_each_other_end_no_pause_of_their_handlers(seconds: float) -> None:
+@with_world
+async def test_messages_that_open_resources_for_each_other_end_no_pause_of_their_handlers(
+    world: World, seconds: float
+) -> None:
     """Every statement is cut, as behind a proxy, although connecting works: the tenant is tried less and less often."""
 
     class Cut(Exception):
         sqlstate = "57P01"
 
-    async def scenario(world: World) -> tuple[int, list[float]]:
-        world.create(receives=10)
-        starts: list[float] = []
-        cut = True
+    world.create(receives=10)
+    starts: list[float] = []
+    cut = True
 
-        class Cutting(Scene):
-            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-                starts.append(asyncio.get_running_loop().time())
-                assert len(starts) < 200
-                if cut:
-                    raise Cut
+    class Cutting(Scene):
+        async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            starts.append(asyncio.get_running_loop().time())
+            assert len(starts) < 200
+            if cut:
+                raise Cut
 
-        scene = Cutting(world)
-        async with scene.pool, scene.orders:
-            for number in range(3):
-                world.send_orders(str(number), tenant="cut")
-                await asyncio.sleep(seconds)
-            await asyncio.sleep(40)
-            tries = len(starts)
-            cut = False
-            await asyncio.sleep(31)
-            world.send_orders("after", tenant="cut")
-            await asyncio.sleep(1)
-        return tries, starts[tries:]
-
-    tries, after = in_world(scenario)
+    scene = Cutting(world)
+    async with scene.pool, scene.orders:
+        for number in range(3):
+            world.send_orders(str(number), tenant="cut")
+            await asyncio.sleep(seconds)
+        await asyncio.sleep(40)
+        tries = len(starts)
+        cut = False
+        await asyncio.sleep(31)
+        world.send_orders("after", tenant="cut")
+        await asyncio.sleep(1)
+    after = starts[tries:]
     assert 4 <= tries <= 24
     assert len(after) == 4
 
 
-def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent() -> None:
+@with_world
+async def test_a_handler_that_met_an_outage_gets_its_payload_as_it_was_sent(world: World) -> None:
     """It changed its payload before the database said no."""
+    world.create()
+    orders: Consumer[Tenant, Database] = Consumer("orders", context=Tenant, resources=Databases(), client=world.client)
+    seen: list[dict[str, str]] = []
 
-    async def scenario(world: World) -> list[dict[str, str]]:
-        world.create()
-        orders: Consumer[Tenant, Database] = Consumer(
-            "orders", context=Tenant, resources=Databases(), client=world.client
-        )
-        seen: list[dict[str, str]] = []
+    @orders.handler
+    async def handle(payload: dict[str, str], _ctx: MessageContext[Tenant, Database]) -> None:
+        seen.append(dict(payload))
+        payload["order_id"] = "changed"
+        if len(seen) == 1:
+            error = ConnectionError("the server shuts down")
+            error.sqlstate = "57P01"  # type: ignore[attr-defined]
+            raise error
 
-        @orders.handler
-        async def handle(payload: dict[str, str], _ctx: MessageContext[Tenant, Database]) -> None:
-            seen.append(dict(payload))
-            payload["order_id"] = "changed"
-            if len(seen) == 1:
-                error = ConnectionError("the server shuts down")
-                error.sqlstate = "57P01"  # type: ignore[attr-defined]
-                raise error
-
-        async with orders:
-            world.send({"order_id": "1"})
-            await asyncio.sleep(60)
-        return seen
-
-    assert in_world(scenario) == [{"order_id": "1"}] * 2
+    async with orders:
+        world.send({"order_id": "1"})
+        await asyncio.sleep(60)
+    assert seen == [{"order_id": "1"}] * 2
 
 
 @pytest.mark.parametrize("of_resources", [True, False])
-def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(
-    of_resources: bool, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_connection_that_a_handler_cannot_get_costs_no_attempt(
+    world: World, of_resources: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What fails while it is made is ruled an outage; the same error of any other call is the message's own."""
+    world.create(dead_letters="dead", receives=3)
+    tries = 0
 
-    async def scenario(world: World) -> tuple[int, int, int]:
-        world.create(dead_letters="dead", receives=3)
-        tries = 0
+    class Asking(Scene):
+        async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            nonlocal tries
+            tries += 1
+            if tries <= 5:
+                error = OSError("the secret store refused token=top-secret")
+                raise of_server(error) if of_resources else error
+            await super().handle(order, ctx)
 
-        class Asking(Scene):
-            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-                nonlocal tries
-                tries += 1
-                if tries <= 5:
-                    error = OSError("the secret store refused token=top-secret")
-                    raise of_server(error) if of_resources else error
-                await super().handle(order, ctx)
-
-        scene = Asking(world, retry=RetryPolicy(base=0.1, cap=0.2))
-        async with scene.pool, scene.orders:
-            world.send_orders("1", tenant="acme")
-            await asyncio.sleep(120)
-            opened = scene.pool.statistics().opened
-        return len(scene.done), sum(world.counts("dead")), opened
-
-    assert in_world(scenario) == ((1, 0, 1) if of_resources else (0, 1, 1))
+    scene = Asking(world, retry=RetryPolicy(base=0.1, cap=0.2))
+    async with scene.pool, scene.orders:
+        world.send_orders("1", tenant="acme")
+        await asyncio.sleep(120)
+        opened = scene.pool.statistics().opened
+    assert (len(scene.done), sum(world.counts("dead")), opened) == ((1, 0, 1) if of_resources else (0, 1, 1))
     assert ("its messages wait" in caplog.text) is of_resources
     assert "the secret store refused" in caplog.text
     assert "top-secret" not in caplog.text
 
 
-def test_the_return_of_a_handler_ends_an_outage_that_handlers_met() -> None:
+@with_world
+async def test_the_return_of_a_handler_ends_an_outage_that_handlers_met(world: World) -> None:
     """Nothing was opened again, because nothing was closed: no open tells that the tenant is available."""
+    world.create()
+    full = False
 
-    async def scenario(world: World) -> list[int]:
-        world.create()
+    class Full(Exception):
+        sqlstate = "53300"
+
+    class Filling(Scene):
+        async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            if full and order.order_id != "slow":
+                raise Full
+            await super().handle(order, ctx)
+
+    scene = Filling(world)
+    outages: list[int] = []
+    async with scene.pool, scene.orders:
+        world.send_orders("slow", tenant="acme", seconds=5.0)
+        await asyncio.sleep(1)
+        full = True
+        world.send_orders("1", tenant="acme")
+        await asyncio.sleep(3)
+        outages.append(scene.orders.statistics().outages)
+        await asyncio.sleep(3)  # a handler that ran before the outage has returned: it shows nothing
+        outages.append(scene.orders.statistics().outages)
         full = False
-
-        class Full(Exception):
-            sqlstate = "53300"
-
-        class Filling(Scene):
-            async def handle(self, order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-                if full and order.order_id != "slow":
-                    raise Full
-                await super().handle(order, ctx)
-
-        scene = Filling(world)
-        outages: list[int] = []
-        async with scene.pool, scene.orders:
-            world.send_orders("slow", tenant="acme", seconds=5.0)
-            await asyncio.sleep(1)
-            full = True
-            world.send_orders("1", tenant="acme")
-            await asyncio.sleep(3)
-            outages.append(scene.orders.statistics().outages)
-            await asyncio.sleep(3)  # a handler that ran before the outage has returned: it shows nothing
-            outages.append(scene.orders.statistics().outages)
-            full = False
-            await asyncio.sleep(40)
-            outages.append(scene.orders.statistics().outages)
-            assert len(scene.done) == 2
-        return outages
-
-    assert in_world(scenario) == [1, 1, 0]
+        await asyncio.sleep(40)
+        outages.append(scene.orders.statistics().outages)
+        assert len(scene.done) == 2
+    assert outages == [1, 1, 0]
 
 
 @pytest.mark.parametrize("how", ["paused", "unavailable"])

@@ -86,74 +86,65 @@ async def test_contexts_that_look_alike_when_joined_get_different_databases(worl
     assert databases.rows("a") == ["second"]
 
 
-def test_a_failing_handler_is_tried_again_with_backoff() -> None:
+@with_world
+async def test_a_failing_handler_is_tried_again_with_backoff(world: World) -> None:
     """ON_SUCCESS leaves the message in the queue; it is seen again after base, then twice that."""
+    world.create()
+    times: list[float] = []
+    retry = RetryPolicy(base=4, jitter=0)
+    orders = Consumer("orders", context=Tenant, retry=retry, client=world.client)
 
-    async def scenario(world: World) -> list[float]:
-        world.create()
-        times: list[float] = []
-        retry = RetryPolicy(base=4, jitter=0)
-        orders = Consumer("orders", context=Tenant, retry=retry, client=world.client)
+    @orders.handler
+    async def fail_twice(order: Order, ctx: MessageContext[Tenant]) -> None:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) < 3:
+            raise RuntimeError(order.order_id)
 
-        @orders.handler
-        async def fail_twice(order: Order, ctx: MessageContext[Tenant]) -> None:
-            times.append(asyncio.get_running_loop().time())
-            if len(times) < 3:
-                raise RuntimeError(order.order_id)
-
-        world.send_orders("1")
-        await consumed(orders)
-        assert world.counts() == (0, 0)
-        return times
-
-    first, second, third = in_world(scenario)
+    world.send_orders("1")
+    await consumed(orders)
+    assert world.counts() == (0, 0)
+    first, second, third = times
     assert 4.0 <= second - first < 4.5
     assert 8.0 <= third - second < 8.5
 
 
-def test_always_acknowledges_a_failure() -> None:
+@with_world
+async def test_always_acknowledges_a_failure(world: World) -> None:
     """ALWAYS: the failure is reported and the message is gone."""
+    world.create()
+    failures: list[Failure] = []
+    orders = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, on_error=failures.append, client=world.client)
 
-    async def scenario(world: World) -> list[Failure]:
-        world.create()
-        failures: list[Failure] = []
-        orders = Consumer("orders", context=Tenant, ack=AckMode.ALWAYS, on_error=failures.append, client=world.client)
+    @orders.handler
+    async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise KeyError(order.order_id)
 
-        @orders.handler
-        async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise KeyError(order.order_id)
-
-        world.send_orders("1")
-        await consumed(orders)
-        assert world.counts() == (0, 0)
-        return failures
-
-    [failure] = in_world(scenario)
+    world.send_orders("1")
+    await consumed(orders)
+    assert world.counts() == (0, 0)
+    [failure] = failures
     assert isinstance(failure.error, KeyError)
     assert failure.context == Tenant("a")
     assert failure.payload == Order("1")
 
 
-def test_manual_does_nothing_by_itself() -> None:
+@with_world
+async def test_manual_does_nothing_by_itself(world: World) -> None:
     """MANUAL: what is not acknowledged comes back after its visibility timeout."""
+    world.create()
+    seen: list[str] = []
+    orders = Consumer("orders", context=Tenant, ack=AckMode.MANUAL, client=world.client)
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        seen: list[str] = []
-        orders = Consumer("orders", context=Tenant, ack=AckMode.MANUAL, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append(order.order_id)
+        if seen.count(order.order_id) == 2 or order.order_id == "at once":
+            await ctx.ack()
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append(order.order_id)
-            if seen.count(order.order_id) == 2 or order.order_id == "at once":
-                await ctx.ack()
-
-        world.send_orders("at once", "later")
-        await consumed(orders, seconds=80)
-        assert world.counts() == (0, 0)
-        return seen
-
-    assert sorted(in_world(scenario)) == ["at once", "later", "later"]
+    world.send_orders("at once", "later")
+    await consumed(orders, seconds=80)
+    assert world.counts() == (0, 0)
+    assert sorted(seen) == ["at once", "later", "later"]
 
 
 @with_world
@@ -218,78 +209,70 @@ async def test_an_instruction_that_on_error_returns_is_told_of(
     assert f"on_error returned {name}, which decides nothing: write `raise {name}(...)`" in caplog.text
 
 
-def test_on_error_may_decide_that_a_failure_is_poison() -> None:
+@with_world
+async def test_on_error_may_decide_that_a_failure_is_poison(world: World) -> None:
     """An on_error that raises Reject sends the message to the dead-letter queue."""
+    world.create(dead_letters="dead")
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead")
+    def judge(failure: Failure) -> None:
+        if isinstance(failure.error, ZeroDivisionError):
+            raise Reject("divided by zero") from failure.error
 
-        def judge(failure: Failure) -> None:
-            if isinstance(failure.error, ZeroDivisionError):
-                raise Reject("divided by zero") from failure.error
+    orders = Consumer("orders", context=Tenant, on_error=judge, client=world.client)
 
-        orders = Consumer("orders", context=Tenant, on_error=judge, client=world.client)
+    @orders.handler
+    async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise ZeroDivisionError
 
-        @orders.handler
-        async def fail(order: Order, ctx: MessageContext[Tenant]) -> None:
-            raise ZeroDivisionError
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        return world.counts("dead")
-
-    assert in_world(scenario) == (1, 0)
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert world.counts("dead") == (1, 0)
 
 
-def test_middleware_goes_around_the_handler_in_order() -> None:
+@with_world
+async def test_middleware_goes_around_the_handler_in_order(world: World) -> None:
     """The first is the outermost, and one that raises counts as the handler's failure."""
+    world.create()
+    diary: list[str] = []
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        diary: list[str] = []
+    def layer(name: str) -> Any:
+        async def around(payload: Any, ctx: MessageContext[Any, Any], call_next: Any) -> None:
+            diary.append(f"{name} in")
+            await call_next(payload, ctx)
+            diary.append(f"{name} out")
 
-        def layer(name: str) -> Any:
-            async def around(payload: Any, ctx: MessageContext[Any, Any], call_next: Any) -> None:
-                diary.append(f"{name} in")
-                await call_next(payload, ctx)
-                diary.append(f"{name} out")
+        return around
 
-            return around
+    orders = Consumer("orders", context=Tenant, middleware=[layer("outer"), layer("inner")], client=world.client)
 
-        orders = Consumer("orders", context=Tenant, middleware=[layer("outer"), layer("inner")], client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        diary.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            diary.append(order.order_id)
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        return diary
-
-    assert in_world(scenario) == ["outer in", "inner in", "1", "inner out", "outer out"]
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert diary == ["outer in", "inner in", "1", "inner out", "outer out"]
 
 
-def test_a_plain_function_is_a_handler() -> None:
+@with_world
+async def test_a_plain_function_is_a_handler(world: World) -> None:
     """A def handler runs in a thread, with the message's context variable set there."""
+    world.create()
+    seen: list[tuple[str, bool]] = []
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> list[tuple[str, bool]]:
-        world.create()
-        seen: list[tuple[str, bool]] = []
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append((order.order_id, current_message() is ctx))
 
-        @orders.handler
-        def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append((order.order_id, current_message() is ctx))
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        assert world.counts() == (0, 0)
-        return seen
-
-    assert in_world(scenario) == [("1", True)]
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert world.counts() == (0, 0)
+    assert seen == [("1", True)]
 
 
-def test_an_object_with_call_is_a_handler() -> None:
+@with_world
+async def test_an_object_with_call_is_a_handler(world: World) -> None:
     """A listener class, as in other frameworks, needs no base class."""
 
     class Listener:
@@ -301,16 +284,13 @@ def test_an_object_with_call_is_a_handler() -> None:
         async def __call__(self, order: Order, ctx: MessageContext[Tenant]) -> None:
             self.seen.append(order)
 
-    async def scenario(world: World) -> list[Order]:
-        world.create()
-        listener = Listener()
-        orders = Consumer("orders", context=Tenant, client=world.client)
-        orders.handler(listener)
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        return listener.seen
-
-    assert in_world(scenario) == [Order("1")]
+    world.create()
+    listener = Listener()
+    orders = Consumer("orders", context=Tenant, client=world.client)
+    orders.handler(listener)
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert listener.seen == [Order("1")]
 
 
 @with_world
@@ -336,30 +316,27 @@ async def test_without_context_and_resources_both_are_none(world: World) -> None
     assert set(seen) == {(None, None)}
 
 
-def test_an_async_resolver_keeps_the_order_of_a_message_group() -> None:
+@with_world
+async def test_an_async_resolver_keeps_the_order_of_a_message_group(world: World) -> None:
     """On a FIFO queue, contexts of one group are resolved one after the other, however long each takes."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    seen: list[str] = []
+    delays = iter([3.0, 0.0, 1.0, 0.0, 2.0, 0.0])
 
-    async def scenario(world: World) -> list[str]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        seen: list[str] = []
-        delays = iter([3.0, 0.0, 1.0, 0.0, 2.0, 0.0])
+    async def slow(message: Message) -> Tenant:
+        await asyncio.sleep(next(delays))
+        return Tenant(message.attributes["tenantId"])
 
-        async def slow(message: Message) -> Tenant:
-            await asyncio.sleep(next(delays))
-            return Tenant(message.attributes["tenantId"])
+    orders = Consumer[Tenant]("orders.fifo", context=slow, client=world.client)
 
-        orders = Consumer[Tenant]("orders.fifo", context=slow, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Any]) -> None:
+        seen.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Any]) -> None:
-            seen.append(order.order_id)
-
-        for number in range(6):
-            world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
-        await consumed(orders)
-        return seen
-
-    assert in_world(scenario) == ["0", "1", "2", "3", "4", "5"]
+    for number in range(6):
+        world.send({"order_id": str(number)}, queue="orders.fifo", group="g")
+    await consumed(orders)
+    assert seen == ["0", "1", "2", "3", "4", "5"]
 
 
 @with_world
@@ -386,27 +363,24 @@ async def test_a_fifo_group_stays_in_order_when_a_message_fails(world: World) ->
     assert done.index("h3") < done.index("g1")
 
 
-def test_a_handler_of_three_visibility_timeouts_runs_once() -> None:
+@with_world
+async def test_a_handler_of_three_visibility_timeouts_runs_once(world: World) -> None:
     """The heartbeat keeps the message ours; it is deleted once."""
+    world.create(VisibilityTimeout="10")
+    seen: list[str] = []
+    from postroom import Visibility
 
-    async def scenario(world: World) -> tuple[list[str], Any]:
-        world.create(VisibilityTimeout="10")
-        seen: list[str] = []
-        from postroom import Visibility
+    orders = Consumer("orders", context=Tenant, visibility=Visibility(timeout=10), client=world.client)
 
-        orders = Consumer("orders", context=Tenant, visibility=Visibility(timeout=10), client=world.client)
+    @orders.handler
+    async def slow(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append(order.order_id)
+        await asyncio.sleep(30)
 
-        @orders.handler
-        async def slow(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append(order.order_id)
-            await asyncio.sleep(30)
-
-        world.send_orders("1")
-        await consumed(orders, seconds=60)
-        assert world.counts() == (0, 0)
-        return seen, orders.statistics()
-
-    seen, statistics = in_world(scenario)
+    world.send_orders("1")
+    await consumed(orders, seconds=60)
+    assert world.counts() == (0, 0)
+    statistics = orders.statistics()
     assert seen == ["1"]
     assert statistics.settled == {Settlement.ACKED: 1}
     assert statistics.extensions >= 3
@@ -455,24 +429,21 @@ def test_arguments_that_cannot_work_are_refused_at_once(arguments: dict[str, Any
         Consumer(**arguments)
 
 
-def test_a_pool_that_was_not_entered_is_opened_and_closed_by_its_consumers() -> None:
+@with_world
+async def test_a_pool_that_was_not_entered_is_opened_and_closed_by_its_consumers(world: World) -> None:
     """A caller that uses a pool enters it; the last one out closes it."""
+    world.create()
+    databases = Databases()
+    pool = ResourcePool(databases)
+    orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        databases = Databases()
-        pool = ResourcePool(databases)
-        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            ctx.resources.write(order.order_id)
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        return databases.diary
-
-    assert in_world(scenario) == ["open a", "close a"]
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert databases.diary == ["open a", "close a"]
 
 
 @with_world
@@ -495,51 +466,45 @@ async def test_a_pool_that_you_entered_stays_yours(world: World) -> None:
     assert not databases.made[0].open
 
 
-def test_an_async_function_with_cleanup_is_a_provider() -> None:
+@with_world
+async def test_an_async_function_with_cleanup_is_a_provider(world: World) -> None:
     """The pair of functions of other frameworks works as well as a context manager."""
+    world.create()
+    diary: list[str] = []
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        diary: list[str] = []
+    async def connect(tenant: Tenant) -> Database:
+        diary.append(f"open {tenant.tenant_id}")
+        return Database(tenant)
 
-        async def connect(tenant: Tenant) -> Database:
-            diary.append(f"open {tenant.tenant_id}")
-            return Database(tenant)
+    async def disconnect(database: Database) -> None:
+        diary.append(f"close {database.tenant.tenant_id} with {database.rows}")
 
-        async def disconnect(database: Database) -> None:
-            diary.append(f"close {database.tenant.tenant_id} with {database.rows}")
+    orders = Consumer("orders", context=Tenant, resources=connect, cleanup=disconnect, client=world.client)
 
-        orders = Consumer("orders", context=Tenant, resources=connect, cleanup=disconnect, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            ctx.resources.write(order.order_id)
-
-        world.send_orders("1")
-        await consumed(orders, seconds=5)
-        return diary
-
-    assert in_world(scenario) == ["open a", "close a with ['1']"]
+    world.send_orders("1")
+    await consumed(orders, seconds=5)
+    assert diary == ["open a", "close a with ['1']"]
 
 
-def test_a_consumer_can_be_started_again() -> None:
+@with_world
+async def test_a_consumer_can_be_started_again(world: World) -> None:
     """A web application's lifespan may run twice in one process, as test clients do."""
+    world.create()
+    seen: list[str] = []
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        seen: list[str] = []
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append(order.order_id)
-
-        for name in ("1", "2"):
-            world.send_orders(name)
-            await consumed(orders, seconds=5)
-        return seen
-
-    assert in_world(scenario) == ["1", "2"]
+    for name in ("1", "2"):
+        world.send_orders(name)
+        await consumed(orders, seconds=5)
+    assert seen == ["1", "2"]
 
 
 def test_statistics_before_the_first_start_are_refused() -> None:
@@ -548,7 +513,8 @@ def test_statistics_before_the_first_start_are_refused() -> None:
         Consumer("orders").statistics()
 
 
-def test_an_error_says_which_message_it_is_about() -> None:
+@with_world
+async def test_an_error_says_which_message_it_is_about(world: World) -> None:
     """Errors that a step raises carry the message id, wherever they were made."""
 
     @dataclass(frozen=True)
@@ -558,20 +524,17 @@ def test_an_error_says_which_message_it_is_about() -> None:
         tenant_id: str
         missing: str
 
-    async def scenario(world: World) -> tuple[str, Failure]:
-        world.create()
-        failures: list[Failure] = []
-        orders = Consumer("orders", context=Strict, on_error=failures.append, client=world.client)
+    world.create()
+    failures: list[Failure] = []
+    orders = Consumer("orders", context=Strict, on_error=failures.append, client=world.client)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Strict]) -> None: ...
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Strict]) -> None: ...
 
-        sent = world.send({"order_id": "1"})
-        async with orders:
-            await asyncio.sleep(0.5)
-        return sent, failures[0]
-
-    sent, failure = in_world(scenario)
+    sent = world.send({"order_id": "1"})
+    async with orders:
+        await asyncio.sleep(0.5)
+    failure = failures[0]
     assert isinstance(failure.error, MessageError)
     assert failure.error.message_id == sent
     assert failure.context is None

@@ -183,21 +183,18 @@ def test_a_receive_that_its_transport_cancels_is_a_failed_receive() -> None:
     assert run_virtual(main()) == (1, 1)
 
 
-def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_receives_that_fail_now_and_then_are_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     """Where every second one is throttled, the log says so once, then once a minute, and at its end."""
-
-    async def main() -> int:
-        caplog.set_level(logging.INFO)
-        async with Pollers() as pollers:
-            loop = asyncio.get_running_loop()
-            while loop.time() < 150:
-                pollers.queue.waiting.pop(0).set_exception(Throttled("slow down"))
-                await asyncio.sleep(2)
-                await pollers.answer(BATCH)
-            await asyncio.sleep(10)
-            return pollers.poller.failures
-
-    assert run_virtual(main()) > 50
+    caplog.set_level(logging.INFO)
+    async with Pollers() as pollers:
+        loop = asyncio.get_running_loop()
+        while loop.time() < 150:
+            pollers.queue.waiting.pop(0).set_exception(Throttled("slow down"))
+            await asyncio.sleep(2)
+            await pollers.answer(BATCH)
+        await asyncio.sleep(10)
+    assert pollers.poller.failures > 50
     levels = [(record.levelno, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in levels] == [logging.ERROR, logging.INFO, logging.INFO, logging.WARNING]
     assert levels[0][1] == "Receiving from orders failed, next try in 0.5 s: slow down; tried again until it works"
@@ -244,20 +241,17 @@ async def test_time_in_which_the_loop_stood_still_makes_no_receive_overdue(caplo
     assert not caplog.messages
 
 
-def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
+@in_virtual_time
+async def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> None:
     """Another poller had found that no room was left beside it, after the slots had become fewer, and waits."""
-
-    async def main() -> list[int]:
-        async with Pollers() as pollers:
-            pollers.floor.slots = 14
-            seen = [await pollers.answer(BATCH)]
-            pollers.floor.slots = 4  # there is room for a batch, and for a part of another
-            seen.append(await pollers.answer(0))
-            pollers.queue.waiting.pop(0).cancel()
-            await asyncio.sleep(60)
-            return [*seen, len(pollers.queue.waiting)]
-
-    assert run_virtual(main()) == [2, 1, 1]
+    async with Pollers() as pollers:
+        pollers.floor.slots = 14
+        seen = [await pollers.answer(BATCH)]
+        pollers.floor.slots = 4  # there is room for a batch, and for a part of another
+        seen.append(await pollers.answer(0))
+        pollers.queue.waiting.pop(0).cancel()
+        await asyncio.sleep(60)
+        assert [*seen, len(pollers.queue.waiting)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("wait", [0, 1, 20])
@@ -295,60 +289,51 @@ def test_a_long_poll_that_waits_is_not_paced() -> None:
     assert receives(60, takes=1.0, wait=1) >= 58
 
 
-def test_messages_can_be_let_gather() -> None:
+@in_virtual_time
+async def test_messages_can_be_let_gather() -> None:
     """Ten receives a second instead of one for each message."""
-
-    async def main() -> int:
-        async with Pollers(gather=0.1) as pollers:
-            for number in range(1_000):
-                await asyncio.sleep(0.01)
-                if pollers.queue.waiting:
-                    pollers.queue.waiting.pop(0).set_result([message(number)])
-            return pollers.poller.receives
-
-    assert 90 <= run_virtual(main()) <= 105
+    async with Pollers(gather=0.1) as pollers:
+        for number in range(1_000):
+            await asyncio.sleep(0.01)
+            if pollers.queue.waiting:
+                pollers.queue.waiting.pop(0).set_result([message(number)])
+    assert 90 <= pollers.poller.receives <= 105
 
 
 @pytest.mark.parametrize(("unread_since", "arrived"), [(20.0, 20.0), (12.0, 12.0), (-5.0, 3.0)])
-def test_an_answer_counts_from_when_it_may_have_arrived(
+@in_virtual_time
+async def test_an_answer_counts_from_when_it_may_have_arrived(
     unread_since: float, arrived: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not from when it was read, where the loop stood still meanwhile; and never from before it was asked for."""
-
-    async def main() -> Moment:
-        await asyncio.sleep(3)
-        async with Pollers() as pollers:
-            await asyncio.sleep(17)
-            monkeypatch.setattr(pollers.watch, "unread_since", lambda: unread_since)
-            await pollers.answer(1)
-            return pollers.arrived
-
-    assert run_virtual(main()) == Moment(arrived, 7.0)
+    await asyncio.sleep(3)
+    async with Pollers() as pollers:
+        await asyncio.sleep(17)
+        monkeypatch.setattr(pollers.watch, "unread_since", lambda: unread_since)
+        await pollers.answer(1)
+    assert pollers.arrived == Moment(arrived, 7.0)
 
 
-def test_a_message_that_ends_on_a_quiet_queue_wakes_one_poller() -> None:
+@in_virtual_time
+async def test_a_message_that_ends_on_a_quiet_queue_wakes_one_poller() -> None:
     """The others would find nothing to ask for, and each look costs as much as a message."""
+    async with Pollers() as pollers:
+        await pollers.answer(0)  # nothing comes: from now on one long poll is enough
+        looks: list[int] = []
+        policy: Any = pollers.policy
+        look = policy.next
 
-    async def main() -> tuple[int, int]:
-        async with Pollers() as pollers:
-            await pollers.answer(0)  # nothing comes: from now on one long poll is enough
-            looks: list[int] = []
-            policy: Any = pollers.policy
-            look = policy.next
+        def next_step(number: int, *rest: Any) -> Any:
+            looks.append(number)
+            return look(number, *rest)
 
-            def next_step(number: int, *rest: Any) -> Any:
-                looks.append(number)
-                return look(number, *rest)
-
-            policy.next = next_step
-            pollers.poller.wake()
-            await settle()
-            quiet = len(looks)
-            policy._busy = True
-            pollers.poller.wake()
-            await settle()
-            return quiet, len(looks) - quiet
-
-    quiet, busy = run_virtual(main())
+        policy.next = next_step
+        pollers.poller.wake()
+        await settle()
+        quiet = len(looks)
+        policy._busy = True
+        pollers.poller.wake()
+        await settle()
+        busy = len(looks) - quiet
     assert quiet <= 1
     assert busy >= POLLERS - 1

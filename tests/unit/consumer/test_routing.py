@@ -349,35 +349,32 @@ def test_everything_else_may_have_a_handler() -> None:
         router.handler("late")(rest)
 
 
-def test_middleware_and_on_error_see_the_payload_itself() -> None:
+@with_world
+async def test_middleware_and_on_error_see_the_payload_itself(world: World) -> None:
     """Not the route."""
+    world.create()
+    told: list[Any] = []
+    router: Router[Tenant, None] = Router(by_attribute("kind"))
 
-    async def scenario(world: World) -> list[Any]:
-        world.create()
-        told: list[Any] = []
-        router: Router[Tenant, None] = Router(by_attribute("kind"))
+    @router.handler("paid")
+    async def paid(payload: Paid, ctx: MessageContext[Tenant]) -> None:
+        raise ValueError
 
-        @router.handler("paid")
-        async def paid(payload: Paid, ctx: MessageContext[Tenant]) -> None:
-            raise ValueError
+    async def layer(payload: Any, ctx: Any, call_next: Any) -> None:
+        told.append(payload)
+        await call_next(payload, ctx)
 
-        async def layer(payload: Any, ctx: Any, call_next: Any) -> None:
-            told.append(payload)
-            await call_next(payload, ctx)
+    def on_error(failure: Failure) -> None:
+        told.append(failure.payload)
+        orders.stop()
 
-        def on_error(failure: Failure) -> None:
-            told.append(failure.payload)
-            orders.stop()
-
-        orders: Consumer[Tenant, None] = Consumer(
-            "orders", context=Tenant, client=world.client, middleware=[layer], on_error=on_error
-        )
-        orders.handler(router)
-        world.send({"amount": 1}, kind="paid")
-        await orders.run()
-        return told
-
-    assert in_world(scenario) == [Paid(1), Paid(1)]
+    orders: Consumer[Tenant, None] = Consumer(
+        "orders", context=Tenant, client=world.client, middleware=[layer], on_error=on_error
+    )
+    orders.handler(router)
+    world.send({"amount": 1}, kind="paid")
+    await orders.run()
+    assert told == [Paid(1), Paid(1)]
 
 
 async def test_a_router_is_called_in_a_unit_test_as_a_handler_is() -> None:

@@ -91,17 +91,14 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in texts if "no dead-letter queue" not in text]
 
 
-def test_a_queue_that_cannot_be_reached_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_queue_that_cannot_be_reached_yet_is_waited_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """One warning, not one for each try; then messages are handled."""
-
-    async def scenario(world: World) -> tuple[ExitCode, int, float]:
-        world.create()
-        world.send({"stop": True})
-        client = Unreachable(world, REFUSED, until=600)
-        code = await serve(consumer(client))
-        return code, client.tries, asyncio.get_running_loop().time()
-
-    code, tries, took = in_world(scenario)
+    world.create()
+    world.send({"stop": True})
+    client = Unreachable(world, REFUSED, until=600)
+    code = await serve(consumer(client))
+    tries, took = client.tries, asyncio.get_running_loop().time()
     assert code is ExitCode.CLEAN
     assert 600 <= took < 640
     assert 100 < tries < 400  # a pause of 5 s at most, half of it random
@@ -111,38 +108,34 @@ def test_a_queue_that_cannot_be_reached_yet_is_waited_for(caplog: pytest.LogCapt
     assert "connection refused" in warning
 
 
-def test_each_change_of_what_keeps_a_start_waiting_is_said(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_each_change_of_what_keeps_a_start_waiting_is_said(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """From a refused connection to throttling: one warning for each."""
-
-    async def scenario(world: World) -> ExitCode:
-        world.create()
-        world.send({"stop": True})
-        errors = [REFUSED, REFUSED, Throttled("slow down"), Throttled("slow down"), *[REFUSED] * 1000]
-        return await serve(consumer(Unreachable(world, *errors, until=60)))
-
-    assert in_world(scenario) is ExitCode.CLEAN
+    world.create()
+    world.send({"stop": True})
+    errors = [REFUSED, REFUSED, Throttled("slow down"), Throttled("slow down"), *[REFUSED] * 1000]
+    assert await serve(consumer(Unreachable(world, *errors, until=60))) is ExitCode.CLEAN
     warnings = warnings_of(caplog)
     assert ["slow down" in text for text in warnings] == [False, True, False]
 
 
 @pytest.mark.parametrize(("made_after", "code", "least", "most"), [(8, 0, 8, 11), (None, 2, 9.5, 12)])
-def test_a_queue_may_be_missing_for_a_while_after_sqs_came_up(
-    made_after: float | None, code: int, least: float, most: float, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_queue_may_be_missing_for_a_while_after_sqs_came_up(
+    world: World, *, made_after: float | None, code: int, least: float, most: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker and a local SQS start together: the SQS answers before its queues are made."""
+    client = Unreachable(world, REFUSED, until=60)
 
-    async def scenario(world: World) -> tuple[ExitCode, float]:
-        client = Unreachable(world, REFUSED, until=60)
+    def make() -> None:
+        world.create()
+        world.send({"stop": True})
 
-        def make() -> None:
-            world.create()
-            world.send({"stop": True})
-
-        if made_after is not None:
-            later(60 + made_after, make)
-        return await serve(consumer(client)), asyncio.get_running_loop().time() - 60
-
-    ended, took = in_world(scenario)
+    if made_after is not None:
+        later(60 + made_after, make)
+    ended, took = await serve(consumer(client)), asyncio.get_running_loop().time() - 60
     assert ended == code
     assert least <= took <= most + 5
     refused, missing = warnings_of(caplog)[:2]
@@ -150,81 +143,67 @@ def test_a_queue_may_be_missing_for_a_while_after_sqs_came_up(
     assert "tries again for 10 s more" in missing
 
 
-def test_a_missing_queue_is_not_waited_for_where_sqs_answered_at_once() -> None:
+@with_world
+async def test_a_missing_queue_is_not_waited_for_where_sqs_answered_at_once(world: World) -> None:
     """It is a wrong name, in all likelihood."""
-
-    async def scenario(world: World) -> tuple[ExitCode, float]:
-        return await serve(consumer(world.client)), asyncio.get_running_loop().time()
-
-    assert in_world(scenario) == (ExitCode.CONFIGURATION, 0.0)
+    assert (await serve(consumer(world.client)), asyncio.get_running_loop().time()) == (ExitCode.CONFIGURATION, 0.0)
 
 
 @pytest.mark.parametrize(("wait", "least", "most"), [(0, 0.0, 0.0), (30, 30.0, 36.0)])
-def test_waiting_has_the_limit_that_was_said(wait: float, least: float, most: float) -> None:
+@with_world
+async def test_waiting_has_the_limit_that_was_said(world: World, wait: float, least: float, most: float) -> None:
     """Then the process ends with 1, and says what to check."""
-
-    async def scenario(world: World) -> tuple[ExitCode, float, int]:
-        client = Unreachable(world, REFUSED)
-        code = await serve(consumer(client), wait=wait)
-        return code, asyncio.get_running_loop().time(), client.open
-
-    code, took, still_open = in_world(scenario)
+    client = Unreachable(world, REFUSED)
+    code = await serve(consumer(client), wait=wait)
+    took, still_open = asyncio.get_running_loop().time(), client.open
     assert code is ExitCode.FATAL
     assert least <= took <= most
     assert still_open == 0
 
 
 @pytest.mark.parametrize("error", [QueueNotFound("no such queue"), AccessDenied("no"), ConfigurationError("no")])
-def test_what_waiting_cannot_mend_ends_the_process_at_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_what_waiting_cannot_mend_ends_the_process_at_once(
+    world: World, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     """With 2: the process is not as it was configured. The others are stopped."""
-
-    async def scenario(world: World) -> tuple[ExitCode, float, bool]:
-        world.create("others")
-        others = consumer(MemoryClient(world.broker), "others")
-        code = await serve(others, consumer(Unreachable(world, error)))
-        return code, asyncio.get_running_loop().time(), others.running
-
-    code, took, running = in_world(scenario)
+    world.create("others")
+    others = consumer(MemoryClient(world.broker), "others")
+    code = await serve(others, consumer(Unreachable(world, error)))
+    took, running = asyncio.get_running_loop().time(), others.running
     assert (code, running) == (ExitCode.CONFIGURATION, False)
     assert took < 3
     assert "Cannot start" in caplog.text
 
 
-def test_a_defect_in_the_start_ends_the_process_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_defect_in_the_start_ends_the_process_with_its_traceback(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is neither a configuration nor an outage."""
-
-    async def scenario(world: World) -> ExitCode:
-        return await serve(consumer(Unreachable(world, ZeroDivisionError("a bug"))))
-
-    assert in_world(scenario) is ExitCode.FATAL
+    assert await serve(consumer(Unreachable(world, ZeroDivisionError("a bug")))) is ExitCode.FATAL
     assert "ZeroDivisionError: a bug" in caplog.text
 
 
-def test_one_consumer_runs_while_another_still_waits_for_its_queue() -> None:
+@with_world
+async def test_one_consumer_runs_while_another_still_waits_for_its_queue(world: World) -> None:
     """And when the one is stopped, the other's start is given up."""
-
-    async def scenario(world: World) -> tuple[ExitCode, float, int]:
-        world.create()
-        waiting = Unreachable(world, REFUSED)
-        world.send({"stop": True, "seconds": 50})
-        code = await serve(consumer(MemoryClient(world.broker)), consumer(waiting, "others"))
-        return code, asyncio.get_running_loop().time(), waiting.open
-
-    code, took, still_open = in_world(scenario)
+    world.create()
+    waiting = Unreachable(world, REFUSED)
+    world.send({"stop": True, "seconds": 50})
+    code = await serve(consumer(MemoryClient(world.broker)), consumer(waiting, "others"))
+    took, still_open = asyncio.get_running_loop().time(), waiting.open
     assert (code, still_open) == (ExitCode.CLEAN, 0)
     assert 50 <= took < 55
 
 
-def test_nothing_to_run_and_a_wait_that_is_none_are_said() -> None:
+@with_world
+async def test_nothing_to_run_and_a_wait_that_is_none_are_said(world: World) -> None:
     """Before anything is opened."""
-
-    async def scenario(world: World) -> ExitCode:
-        for wait in (-1, float("nan"), True):
-            with pytest.raises(ConfigurationError, match="wait"):
-                await serve(consumer(world.client), wait=wait)
-        return await serve()
-
-    assert in_world(scenario) is ExitCode.CONFIGURATION
+    for wait in (-1, float("nan"), True):
+        with pytest.raises(ConfigurationError, match="wait"):
+            await serve(consumer(world.client), wait=wait)
+    assert await serve() is ExitCode.CONFIGURATION
 
 
 @with_world
@@ -235,21 +214,18 @@ async def test_run_in_a_loop_that_runs_says_what_to_write(world: World) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_caller_that_is_cancelled_stops_in_order(times: int) -> None:
+@with_world
+async def test_a_caller_that_is_cancelled_stops_in_order(world: World, times: int) -> None:
     """The first cancellation drains, the second one cancels handlers; then it goes on."""
-
-    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
-        world.create()
-        world.send({"seconds": 8})
-        serving = asyncio.create_task(serve(consumer(world.client)), name="serve")
-        for _ in range(times):
-            await asyncio.sleep(1)
-            serving.cancel()
-        await asyncio.wait([serving])
-        assert serving.cancelled()
-        return asyncio.get_running_loop().time(), world.counts()
-
-    took, counts = in_world(scenario)
+    world.create()
+    world.send({"seconds": 8})
+    serving = asyncio.create_task(serve(consumer(world.client)), name="serve")
+    for _ in range(times):
+        await asyncio.sleep(1)
+        serving.cancel()
+    await asyncio.wait([serving])
+    assert serving.cancelled()
+    took, counts = asyncio.get_running_loop().time(), world.counts()
     assert took < 5 if times == 2 else 8 <= took < 11
     assert counts == ((1, 0) if times == 2 else (0, 0))
 
@@ -313,17 +289,14 @@ def test_a_consumer_that_died_ends_the_process_with_one() -> None:
         assert in_world(lambda world, fatal=fatal: scenario(world, fatal)) is ExitCode.FATAL  # type: ignore[misc]
 
 
-def test_work_that_was_cancelled_is_told_by_the_exit_code() -> None:
+@with_world
+async def test_work_that_was_cancelled_is_told_by_the_exit_code(world: World) -> None:
     """Three: the messages are back in the queue."""
-
-    async def scenario(world: World) -> ExitCode:
-        world.create()
-        orders = consumer(world.client, shutdown=Shutdown(drain=1, poll=0))
-        world.send({"seconds": 100})
-        later(1, orders.stop)
-        return await serve(orders)
-
-    assert in_world(scenario) is ExitCode.CANCELLED_WORK
+    world.create()
+    orders = consumer(world.client, shutdown=Shutdown(drain=1, poll=0))
+    world.send({"seconds": 100})
+    later(1, orders.stop)
+    assert await serve(orders) is ExitCode.CANCELLED_WORK
 
 
 def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
@@ -353,18 +326,17 @@ def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
     assert "ignores its cancellation; the process ends without it" in caplog.text
 
 
-def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_long_stop_says_every_few_seconds_what_it_waits_for(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """The step, the handlers, and the seconds that are left."""
     caplog.set_level(logging.INFO, "postroom")
-
-    async def scenario(world: World) -> ExitCode:
-        world.create()
-        orders = consumer(world.client, shutdown=Shutdown(drain=30))
-        world.send({"seconds": 13})
-        later(1, orders.stop)
-        return await serve(orders)
-
-    assert in_world(scenario) is ExitCode.CLEAN
+    world.create()
+    orders = consumer(world.client, shutdown=Shutdown(drain=30))
+    world.send({"seconds": 13})
+    later(1, orders.stop)
+    assert await serve(orders) is ExitCode.CLEAN
     said = [text for text in caplog.messages if text.startswith(("Stopping", "Still stopping"))]
     still = "Still stopping orders after {} s: handlers finish, {} s left; 1 handler"
     assert said == ["Stopping orders: waiting up to 30 s for 1 handler", still.format(5, 25), still.format(10, 20)]
@@ -418,18 +390,15 @@ def test_a_stop_in_the_instant_in_which_a_start_is_done_leaves_nothing(seed: int
     in_world(scenario, seed=seed)
 
 
-def test_a_consumer_that_runs_already_is_left_to_its_owner() -> None:
+@with_world
+async def test_a_consumer_that_runs_already_is_left_to_its_owner(world: World) -> None:
     """It is a mistake, which is told by the exit code; the consumer goes on."""
-
-    async def scenario(world: World) -> tuple[ExitCode, bool, ExitCode]:
-        world.create()
-        orders = consumer(world.client)
-        async with orders:
-            code = await serve(orders)
-            running = orders.running
-        return code, running, await serve(orders, orders)
-
-    assert in_world(scenario) == (ExitCode.CONFIGURATION, True, ExitCode.CONFIGURATION)
+    world.create()
+    orders = consumer(world.client)
+    async with orders:
+        code = await serve(orders)
+        running = orders.running
+    assert (code, running, await serve(orders, orders)) == (ExitCode.CONFIGURATION, True, ExitCode.CONFIGURATION)
 
 
 # In real time: signals.

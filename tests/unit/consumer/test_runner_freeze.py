@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from postroom import Consumer, ExitCode, MessageContext, serve
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, with_world
 
 
 @pytest.fixture(autouse=True)
@@ -18,24 +18,19 @@ def nothing_frozen() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_what_is_loaded_is_frozen_only_on_request_and_only_until_the_end(*, freeze: bool) -> None:
+@with_world
+async def test_what_is_loaded_is_frozen_only_on_request_and_only_until_the_end(world: World, *, freeze: bool) -> None:
     """While handlers run, the collector leaves alone what was loaded before; afterwards all is as it was."""
     seen: list[int] = []
+    world.create()
+    orders: Consumer[Tenant, object] = Consumer("orders", context=Tenant, resources=Databases(), client=world.client)
 
-    async def scenario(world: World) -> ExitCode:
-        world.create()
-        orders: Consumer[Tenant, object] = Consumer(
-            "orders", context=Tenant, resources=Databases(), client=world.client
-        )
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, object]) -> None:
+        seen.append(gc.get_freeze_count())
+        orders.stop()
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, object]) -> None:
-            seen.append(gc.get_freeze_count())
-            orders.stop()
-
-        world.send_orders("one")
-        return await serve(orders, freeze=freeze)
-
-    assert in_world(scenario) is ExitCode.CLEAN
+    world.send_orders("one")
+    assert await serve(orders, freeze=freeze) is ExitCode.CLEAN
     assert [count > 0 for count in seen] == [freeze]
     assert gc.get_freeze_count() == 0

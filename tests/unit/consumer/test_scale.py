@@ -33,74 +33,68 @@ async def until_empty(world: World) -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_ten_thousand_messages_of_a_cold_tenant_make_one_open() -> None:
+@with_world
+async def test_ten_thousand_messages_of_a_cold_tenant_make_one_open(world: World) -> None:
     """Single flight (I1), with all of them held at once."""
-
-    async def scenario(world: World) -> tuple[int, int, int]:
-        world.create()
-        databases = Databases()
-        databases.seconds = 5
-        orders = recording(
-            world,
-            databases,
-            concurrency=Concurrency(total=10_000, per_tenant=10_000),
-            polling=Polling(prefetch=1_000, pollers=8, lane=10_000),
-        )
-        world.send_orders(*map(str, range(10_000)))
-        async with orders:
-            await asyncio.sleep(4.9)
-            held = orders.statistics().held
-            await until_empty(world)
-        return len(databases.made), held, len(set(databases.rows("a")))
-
-    assert in_world(scenario) == (1, 10_000, 10_000)
+    world.create()
+    databases = Databases()
+    databases.seconds = 5
+    orders = recording(
+        world,
+        databases,
+        concurrency=Concurrency(total=10_000, per_tenant=10_000),
+        polling=Polling(prefetch=1_000, pollers=8, lane=10_000),
+    )
+    world.send_orders(*map(str, range(10_000)))
+    async with orders:
+        await asyncio.sleep(4.9)
+        held = orders.statistics().held
+        await until_empty(world)
+    assert (len(databases.made), held, len(set(databases.rows("a")))) == (1, 10_000, 10_000)
 
 
-def test_a_thousand_cold_tenants_at_once() -> None:
+@with_world
+async def test_a_thousand_cold_tenants_at_once(world: World) -> None:
     """1,000 opens, never more than allowed at a time, the budget never exceeded (I3)."""
-
-    async def scenario(world: World) -> tuple[int, int, int, int]:
-        world.create()
-        databases = Databases()
-        databases.seconds = 0.05
-        limits = PoolLimits(budget=1_000, max_concurrent_opens=16)
-        async with ResourcePool(databases, limits=limits) as pool:
-            orders = recording(
-                world, pool, concurrency=Concurrency(total=200), polling=Polling(prefetch=1_000, pollers=8)
-            )
-            for number in range(1_000):
-                world.send_orders(str(number), tenant=f"tenant-{number}")
-            most = 0
-            async with orders:
-                while world.counts() != (0, 0):
-                    await asyncio.sleep(0.01)
-                    most = max(most, pool.statistics().weight)
-        return len(databases.made), databases.most_opening, most, len({d.tenant for d in databases.made})
-
-    opened, most_opening, most_weight, tenants = in_world(scenario)
+    world.create()
+    databases = Databases()
+    databases.seconds = 0.05
+    limits = PoolLimits(budget=1_000, max_concurrent_opens=16)
+    async with ResourcePool(databases, limits=limits) as pool:
+        orders = recording(world, pool, concurrency=Concurrency(total=200), polling=Polling(prefetch=1_000, pollers=8))
+        for number in range(1_000):
+            world.send_orders(str(number), tenant=f"tenant-{number}")
+        most = 0
+        async with orders:
+            while world.counts() != (0, 0):
+                await asyncio.sleep(0.01)
+                most = max(most, pool.statistics().weight)
+    opened, most_opening, most_weight, tenants = (
+        len(databases.made),
+        databases.most_opening,
+        most,
+        len({d.tenant for d in databases.made}),
+    )
     assert opened == tenants == 1_000
     assert most_opening == 16
     assert most_weight <= 1_000
 
 
-def test_a_small_budget_is_shared_by_many_tenants() -> None:
+@with_world
+async def test_a_small_budget_is_shared_by_many_tenants(world: World) -> None:
     """100 tenants and a budget of 5: never more than 5 open, closing ones included, and everybody is served."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        databases = Databases()
-        limits = PoolLimits(budget=5)
-        async with ResourcePool(databases, limits=limits) as pool:
-            for number in range(200):
-                world.send_orders(str(number), tenant=f"tenant-{number % 100}")
-            most = 0
-            async with recording(world, pool):
-                while world.counts() != (0, 0):
-                    await asyncio.sleep(0.01)
-                    most = max(most, sum(database.open for database in databases.made))
-        return most, sum(len(database.rows) for database in databases.made)
-
-    most, rows = in_world(scenario)
+    world.create()
+    databases = Databases()
+    limits = PoolLimits(budget=5)
+    async with ResourcePool(databases, limits=limits) as pool:
+        for number in range(200):
+            world.send_orders(str(number), tenant=f"tenant-{number % 100}")
+        most = 0
+        async with recording(world, pool):
+            while world.counts() != (0, 0):
+                await asyncio.sleep(0.01)
+                most = max(most, sum(database.open for database in databases.made))
+    rows = sum(len(database.rows) for database in databases.made)
     assert most <= 5
     assert rows == 200
 
@@ -162,7 +156,10 @@ def test_a_broken_tenant_with_half_of_the_traffic_costs_the_others_nothing(how: 
     assert beside <= 1.05 * alone
 
 
-def test_many_tenants_that_are_down_are_not_all_looked_at_for_each_receive(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_many_tenants_that_are_down_are_not_all_looked_at_for_each_receive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A look goes through all of them: it is made four times a second, however many opens fail and messages come."""
     looks: list[int] = []
     shed = Scheduler.shed
@@ -172,21 +169,17 @@ def test_many_tenants_that_are_down_are_not_all_looked_at_for_each_receive(monke
         return shed(self, **options)
 
     monkeypatch.setattr(Scheduler, "shed", counted)
-
-    async def scenario(world: World) -> int:
-        world.create(dead_letters="dead", receives=10)
-        databases = Databases()
-        databases.failures = {f"tenant-{number}": ConnectionRefusedError for number in range(400)}
-        orders = recording(world, databases, concurrency=Concurrency(total=10))
-        for number in range(800):
-            world.send_orders(str(number), tenant=f"tenant-{number % 400}")
-        async with orders:
-            await asyncio.sleep(1.0)
-            for number in range(100):
-                world.send_orders(f"good-{number}", tenant="good")
-                await asyncio.sleep(0.1)
-        return sum(len(database.rows) for database in databases.made)
-
-    assert in_world(scenario) == 100
+    world.create(dead_letters="dead", receives=10)
+    databases = Databases()
+    databases.failures = {f"tenant-{number}": ConnectionRefusedError for number in range(400)}
+    orders = recording(world, databases, concurrency=Concurrency(total=10))
+    for number in range(800):
+        world.send_orders(str(number), tenant=f"tenant-{number % 400}")
+    async with orders:
+        await asyncio.sleep(1.0)
+        for number in range(100):
+            world.send_orders(f"good-{number}", tenant="good")
+            await asyncio.sleep(0.1)
+    assert sum(len(database.rows) for database in databases.made) == 100
     assert max(looks) > 300
     assert len(looks) <= 1 + 11 / PATIENCE

@@ -15,7 +15,7 @@ from postroom.consumer.scouting import BUDGET, SCOUTS, Scouting
 from postroom.message import Message
 from simulation.fairness.model import FarClient
 from support.jobs import job
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, with_world
 
 
 def at(sent: float, received: float, *, receives: int = 1) -> Message:
@@ -328,29 +328,26 @@ class TestCrowd:
         assert len(crowd._counts) <= 10_000
 
 
-def test_while_messages_come_one_by_one_three_receives_wait_for_them() -> None:
+@with_world
+async def test_while_messages_come_one_by_one_three_receives_wait_for_them(world: World) -> None:
     """So that one is there when a message comes while another is on its way; in a quiet queue one is enough."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, polling=Polling(pollers=8), client=world.client)
 
-    async def scenario(world: World) -> list[int]:
-        world.create()
-        orders = Consumer("orders", context=Tenant, polling=Polling(pollers=8), client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        pass
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            pass
-
-        async with orders:
-            await asyncio.sleep(50)
-            waiting = [len(world.broker.polls)]
-            for number in range(20):
-                world.send_orders(str(number))
-                await asyncio.sleep(0.05)
-            waiting.append(len(world.broker.polls))
-            await asyncio.sleep(50)
-            waiting.append(len(world.broker.polls))
-        return waiting
-
-    assert in_world(scenario) == [1, SPARSE, 1]
+    async with orders:
+        await asyncio.sleep(50)
+        waiting = [len(world.broker.polls)]
+        for number in range(20):
+            world.send_orders(str(number))
+            await asyncio.sleep(0.05)
+        waiting.append(len(world.broker.polls))
+        await asyncio.sleep(50)
+        waiting.append(len(world.broker.polls))
+    assert waiting == [1, SPARSE, 1]
 
 
 def test_reading_statistics_changes_no_decision() -> None:
@@ -392,54 +389,48 @@ def test_messages_without_groups_are_counted_only_where_they_can_make_room(when:
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(2.0, 2.0), (30.0, 4.0)])
-def test_free_slots_are_for_rare_tenants_too(seconds: float, longest: float) -> None:
+@with_world
+async def test_free_slots_are_for_rare_tenants_too(world: World, seconds: float, longest: float) -> None:
     """One has a backlog and as many slots as it may; another sends a message now and then, too few for any proof."""
+    world.create(dead_letters="dead", receives=3)
+    orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
+    loop = asyncio.get_running_loop()
+    late: list[float] = []
 
-    async def scenario(world: World) -> tuple[list[float], int, int]:
-        world.create(dead_letters="dead", receives=3)
-        orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
-        loop = asyncio.get_running_loop()
-        late: list[float] = []
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+        if ctx.context.tenant_id == "rare":
+            late.append(loop.time() - order.seconds)
+        else:
+            await asyncio.sleep(seconds)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
-            if ctx.context.tenant_id == "rare":
-                late.append(loop.time() - order.seconds)
-            else:
-                await asyncio.sleep(seconds)
-
-        async with orders:
-            world.send_orders(*map(str, range(2_000)), tenant="busy", group="busy")
-            for _ in range(30):
-                await asyncio.sleep(10)
-                world.send_orders("x", tenant="rare", group="rare", seconds=loop.time())
-            await asyncio.sleep(5)
-            statistics = orders.statistics()
-            world.broker.purge("orders")
-        return late, statistics.receives, statistics.scouting_receives
-
-    late, receives, glances = in_world(scenario)
+    async with orders:
+        world.send_orders(*map(str, range(2_000)), tenant="busy", group="busy")
+        for _ in range(30):
+            await asyncio.sleep(10)
+            world.send_orders("x", tenant="rare", group="rare", seconds=loop.time())
+        await asyncio.sleep(5)
+        statistics = orders.statistics()
+        world.broker.purge("orders")
+    receives, glances = statistics.receives, statistics.scouting_receives
     assert len(late) == 30
     assert max(late) <= longest
     assert receives - glances <= 300
     assert glances <= 4 * 305
 
 
-def test_no_glance_is_taken_without_message_groups() -> None:
+@with_world
+async def test_no_glance_is_taken_without_message_groups(world: World) -> None:
     """The queue puts no tenant first then: it would bring more of the backlog."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
 
-    async def scenario(world: World) -> int:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=FarClient(world.client, 0.01))
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(2)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(2)
-
-        async with orders:
-            world.send_orders(*map(str, range(2_000)), tenant="busy")
-            await asyncio.sleep(60)
-            world.broker.purge("orders")
-        return orders.statistics().scouting_receives
-
-    assert in_world(scenario) == 0
+    async with orders:
+        world.send_orders(*map(str, range(2_000)), tenant="busy")
+        await asyncio.sleep(60)
+        world.broker.purge("orders")
+    assert orders.statistics().scouting_receives == 0

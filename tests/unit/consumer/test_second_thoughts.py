@@ -23,28 +23,27 @@ async def reasons(world: World) -> list[str | None]:
 
 
 @pytest.mark.parametrize("first", ["retry", "ack"])
-def test_what_a_handler_has_settled_is_not_rejected_as_well(first: str, caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_what_a_handler_has_settled_is_not_rejected_as_well(
+    world: World, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A dead letter beside it would be handled twice when it is sent home."""
+    world.create(dead_letters="dead", receives=5)
+    runs = 0
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> tuple[int, tuple[int, int]]:
-        world.create(dead_letters="dead", receives=5)
-        runs = 0
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            await (ctx.ack() if first == "ack" else ctx.retry(delay=1))
+            raise Reject("never")
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
-            nonlocal runs
-            runs += 1
-            if runs == 1:
-                await (ctx.ack() if first == "ack" else ctx.retry(delay=1))
-                raise Reject("never")
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(30)
-        return runs, world.counts("dead")
-
-    assert in_world(scenario) == ({"retry": 2, "ack": 1}[first], (0, 0))
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(30)
+    assert (runs, world.counts("dead")) == ({"retry": 2, "ack": 1}[first], (0, 0))
     (line,) = [each for each in caplog.messages if "is not rejected (never)" in each]
     assert {"retry": "had retried it before", "ack": "had acked it before"}[first] in line
 
@@ -67,56 +66,56 @@ async def test_a_retry_asked_for_at_the_last_receive_is_told_as_any_other(
     assert sum(f"{MOVED} with ctx.retry()" in each for each in caplog.messages) == 1
 
 
-def test_on_error_that_hangs_ends_in_time_and_takes_no_slot_for_good(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_on_error_that_hangs_ends_in_time_and_takes_no_slot_for_good(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without a bound, failing messages of some tenants would take every slot."""
 
     async def hang(_failure: Failure) -> None:
         await asyncio.Event().wait()
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        done: list[str] = []
-        more: dict[str, Any] = {"concurrency": Concurrency(total=2, per_tenant=2, resolver_timeout=5), "on_error": hang}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    world.create()
+    done: list[str] = []
+    more: dict[str, Any] = {"concurrency": Concurrency(total=2, per_tenant=2, resolver_timeout=5), "on_error": hang}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
-            if order.order_id == "bad":
-                raise ValueError
-            done.append(order.order_id)
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+        if order.order_id == "bad":
+            raise ValueError
+        done.append(order.order_id)
 
-        async with orders:
-            world.send_orders("bad", "bad")
-            await asyncio.sleep(1)
-            world.send_orders("good", tenant="b")
-            await asyncio.sleep(8)
-            return list(done)
-
-    assert in_world(scenario) == ["good"]
+    async with orders:
+        world.send_orders("bad", "bad")
+        await asyncio.sleep(1)
+        world.send_orders("good", tenant="b")
+        await asyncio.sleep(8)
+        assert list(done) == ["good"]
     assert "on_error took longer than Concurrency(resolver_timeout=5) for message" in caplog.text
 
 
-def test_a_stop_that_cuts_on_error_off_says_so_and_that_the_handler_failed(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_stop_that_cuts_on_error_off_says_so_and_that_the_handler_failed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """It was at its last receive: the reason counts its failure, and does not say that its handler was cut off."""
 
     async def hang(_failure: Failure) -> None:
         await asyncio.Event().wait()
 
-    async def scenario(world: World) -> list[str | None]:
-        world.create(dead_letters="dead", receives=1)
-        more: dict[str, Any] = {"shutdown": Shutdown(drain=1), "on_error": hang}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    world.create(dead_letters="dead", receives=1)
+    more: dict[str, Any] = {"shutdown": Shutdown(drain=1), "on_error": hang}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            raise ValueError
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        raise ValueError
 
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(2)
-        return await reasons(world)
-
-    assert in_world(scenario) == ["the consumer stopped, at its last receive, after 1 failed attempt"]
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(2)
+    assert await reasons(world) == ["the consumer stopped, at its last receive, after 1 failed attempt"]
     assert any(each.startswith("Cancelled on_error of message") for each in caplog.messages)
 
 
@@ -143,7 +142,8 @@ def test_a_cancelled_error_of_on_errors_own_is_logged(caplog: pytest.LogCaptureF
     assert "on_error failed for message" in caplog.text
 
 
-def test_a_group_of_errors_may_be_nested_deeply() -> None:
+@with_world
+async def test_a_group_of_errors_may_be_nested_deeply(world: World) -> None:
     """In a resolver it would end the consumer, and all other tenants with it."""
     deep: BaseException = ValueError("at the bottom")
     for _ in range(2_000):
@@ -154,26 +154,24 @@ def test_a_group_of_errors_may_be_nested_deeply() -> None:
             raise deep
         return Tenant("good")
 
-    async def scenario(world: World) -> int:
-        world.create()
-        done: list[Any] = []
-        orders = Consumer("orders", context=resolve, client=world.client)
+    world.create()
+    done: list[Any] = []
+    orders = Consumer("orders", context=resolve, client=world.client)
 
-        @orders.handler
-        async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
-            done.append(order)
+    @orders.handler
+    async def handle(order: Order, _ctx: MessageContext[Tenant]) -> None:
+        done.append(order)
 
-        async with orders:
-            world.send_orders("1", tenant="bad")
-            world.send_orders("2", tenant="good")
-            await asyncio.sleep(5)
-            return len(done)
-
-    assert in_world(scenario) == 1
+    async with orders:
+        world.send_orders("1", tenant="bad")
+        world.send_orders("2", tenant="good")
+        await asyncio.sleep(5)
+        assert len(done) == 1
 
 
-def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A transport may do so by mistake: it is cancelled once more, and then left alone."""
     stubborn = True
@@ -186,25 +184,21 @@ def test_a_receive_that_swallows_cancellations_does_not_hold_a_stop_up(
                 if not stubborn:
                     raise
 
-    async def scenario(world: World) -> float:
-        nonlocal stubborn
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client)
-        orders.handler(lambda _payload, _ctx: None)
-        monkeypatch.setattr(MemoryQueue, "receive", receive)
-        loop = asyncio.get_running_loop()
-        async with orders:
-            await asyncio.sleep(1)
-            began = loop.time()
-        took = loop.time() - began
-        stubborn = False
-        left = [task for task in asyncio.all_tasks() if "poller" in task.get_name()]
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left)
-        return took
-
-    assert in_world(scenario) < 25
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client)
+    orders.handler(lambda _payload, _ctx: None)
+    monkeypatch.setattr(MemoryQueue, "receive", receive)
+    loop = asyncio.get_running_loop()
+    async with orders:
+        await asyncio.sleep(1)
+        began = loop.time()
+    took = loop.time() - began
+    stubborn = False
+    left = [task for task in asyncio.all_tasks() if "poller" in task.get_name()]
+    for task in left:
+        task.cancel()
+    await asyncio.wait(left)
+    assert took < 25
     assert "a transport swallows cancellations" in caplog.text
 
 
@@ -252,31 +246,29 @@ def test_a_retry_asked_for_by_a_message_that_has_had_its_attempts_is_told(caplog
     assert line.endswith(f"(attempt 1, receive 1): {reason}")
 
 
-def test_a_handler_that_ignores_its_cancellation_makes_no_dead_letter_without_a_reason(
+@with_world
+async def test_a_handler_that_ignores_its_cancellation_makes_no_dead_letter_without_a_reason(
+    world: World,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is at its last receive: given back, SQS would move it by itself."""
     ends = asyncio.Event()
+    world.create(dead_letters="dead", receives=1)
+    orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1, cancel=1))
 
-    async def scenario(world: World) -> list[str | None]:
-        world.create(dead_letters="dead", receives=1)
-        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=1, cancel=1))
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        while not ends.is_set():
+            try:
+                await ends.wait()
+            except asyncio.CancelledError:
+                continue
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            while not ends.is_set():
-                try:
-                    await ends.wait()
-                except asyncio.CancelledError:
-                    continue
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(0.5)
-        ends.set()
-        return await reasons(world)
-
-    assert in_world(scenario) == ["the consumer stopped, at its last receive, in the middle of its handler"]
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(0.5)
+    ends.set()
+    assert await reasons(world) == ["the consumer stopped, at its last receive, in the middle of its handler"]
     assert any("did not end when it was cancelled" in text for text in caplog.messages)
 
 
@@ -328,28 +320,28 @@ async def test_a_resolver_that_ends_the_process_has_its_message_back_off(world: 
 @pytest.mark.parametrize(
     ("instruction", "calls", "dead"), [(Reject("no"), 1, 1), (Drop("no"), 1, 0), (Retry(delay=3), 2, 0)]
 )
-def test_an_instruction_that_a_task_group_wraps_is_obeyed(instruction: Exception, calls: int, dead: int) -> None:
+@with_world
+async def test_an_instruction_that_a_task_group_wraps_is_obeyed(
+    world: World, instruction: Exception, calls: int, dead: int
+) -> None:
     """If it is the only error: a handler with a TaskGroup cannot raise it bare."""
 
     async def raise_it() -> None:
         raise instruction
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead", receives=5)
-        orders = Consumer("orders", context=Tenant, client=world.client)
-        runs = 0
+    world.create(dead_letters="dead", receives=5)
+    orders = Consumer("orders", context=Tenant, client=world.client)
+    runs = 0
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            nonlocal runs
-            runs += 1
-            if runs == 1:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(raise_it())
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(raise_it())
 
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(10)
-        return runs, sum(world.counts("dead"))
-
-    assert in_world(scenario) == (calls, dead)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(10)
+    assert (runs, sum(world.counts("dead"))) == (calls, dead)

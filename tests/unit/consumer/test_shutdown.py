@@ -48,139 +48,124 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_step_1_an_idle_long_poll_does_not_hold_a_stop_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_step_1_an_idle_long_poll_does_not_hold_a_stop_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing to do, a stop takes no longer than Shutdown.poll, and strands nothing."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
-
-    async def scenario(world: World) -> float:
-        world.create()
-        async with sleeping(world, shutdown=Shutdown(poll=2)):
-            await asyncio.sleep(5)
-            started = now()
-        world.send_orders("later")
-        assert world.counts() == (1, 0)
-        return now() - started
-
-    assert in_world(scenario) == 2.0
+    world.create()
+    async with sleeping(world, shutdown=Shutdown(poll=2)):
+        await asyncio.sleep(5)
+        started = now()
+    world.send_orders("later")
+    assert world.counts() == (1, 0)
+    assert (now() - started) == 2.0
 
 
-def test_step_1_what_an_outstanding_poll_still_brings_goes_back() -> None:
+@with_world
+async def test_step_1_what_an_outstanding_poll_still_brings_goes_back(world: World) -> None:
     """A message that arrives during the stop is visible again at once, and is not handled."""
-
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        world.create()
-        databases = Databases()
-        orders = sleeping(world, databases)
-        async with orders:
-            world.send_orders("slow", seconds=10)
-            await asyncio.sleep(1)
-            orders.stop()
-            leaving = asyncio.create_task(orders.wait_for_stop(), name="wait")
-            await leaving
-            asyncio.get_running_loop().call_later(0.5, world.send_orders, "late")
-        return databases.rows("a"), world.counts()
-
-    rows, counts = in_world(scenario)
+    world.create()
+    databases = Databases()
+    orders = sleeping(world, databases)
+    async with orders:
+        world.send_orders("slow", seconds=10)
+        await asyncio.sleep(1)
+        orders.stop()
+        leaving = asyncio.create_task(orders.wait_for_stop(), name="wait")
+        await leaving
+        asyncio.get_running_loop().call_later(0.5, world.send_orders, "late")
+    rows, counts = databases.rows("a"), world.counts()
     assert rows == ["slow"]
     assert counts == (1, 0)
 
 
-def test_step_2_messages_that_have_not_started_are_visible_at_once() -> None:
+@with_world
+async def test_step_2_messages_that_have_not_started_are_visible_at_once(world: World) -> None:
     """Thirty messages, ten slots: twenty are back before the ten have finished."""
-
-    async def scenario(world: World) -> tuple[tuple[int, int], tuple[int, int], float]:
-        world.create()
-        orders = sleeping(world, concurrency=Concurrency(total=10, per_tenant=10))
-        world.send_orders(*(str(n) for n in range(30)), seconds=3)
-        await orders.__aenter__()
-        await asyncio.sleep(1)
-        started = now()
-        leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
-        await asyncio.sleep(0.5)
-        meanwhile = world.counts()
-        await leaving
-        return meanwhile, world.counts(), now() - started
-
-    meanwhile, at_the_end, seconds = in_world(scenario)
+    world.create()
+    orders = sleeping(world, concurrency=Concurrency(total=10, per_tenant=10))
+    world.send_orders(*(str(n) for n in range(30)), seconds=3)
+    await orders.__aenter__()
+    await asyncio.sleep(1)
+    started = now()
+    leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
+    await asyncio.sleep(0.5)
+    meanwhile = world.counts()
+    await leaving
+    at_the_end, seconds = world.counts(), now() - started
     assert meanwhile == (20, 10)
     assert at_the_end == (20, 0)
     assert seconds < 3
 
 
-def test_step_2_a_message_that_waits_for_its_database_goes_back() -> None:
+@with_world
+async def test_step_2_a_message_that_waits_for_its_database_goes_back(world: World) -> None:
     """Its open is not waited for."""
-
-    async def scenario(world: World) -> tuple[tuple[int, int], float]:
-        world.create()
-        databases = Databases()
-        databases.hanging.add("a")
-        async with sleeping(world, databases):
-            world.send_orders("1", "2")
-            await asyncio.sleep(1)
-            started = now()
-        return world.counts(), now() - started
-
-    counts, seconds = in_world(scenario)
+    world.create()
+    databases = Databases()
+    databases.hanging.add("a")
+    async with sleeping(world, databases):
+        world.send_orders("1", "2")
+        await asyncio.sleep(1)
+        started = now()
+    counts, seconds = world.counts(), now() - started
     assert counts == (2, 0)
     assert seconds < 4
 
 
 @pytest.mark.parametrize("kept_from_running", [True, False])
-def test_step_2_a_stop_spends_one_receive_of_a_message(
-    monkeypatch: pytest.MonkeyPatch, *, kept_from_running: bool
+@with_world
+async def test_step_2_a_stop_spends_one_receive_of_a_message(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, kept_from_running: bool
 ) -> None:
     """What goes back is hidden from the long polls that are still out: another consumer finds it after them."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+    world.create(dead_letters="dead", receives=3)
+    receives: list[int] = []
+    polling = Polling(pollers=4, wait=20)
+    databases = Databases()
+    if kept_from_running:
+        databases.hanging.add("a")
+    first = sleeping(world, databases, polling=polling, shutdown=Shutdown(drain=0.1))
+    async with first:
+        world.send_orders("1", seconds=100)
+        await asyncio.sleep(10)
+        began = now()
+    took = now() - began
+    second = Consumer("orders", client=world.client)
 
-    async def scenario(world: World) -> tuple[list[int], int, tuple[int, int], float]:
-        world.create(dead_letters="dead", receives=3)
-        receives: list[int] = []
-        polling = Polling(pollers=4, wait=20)
-        databases = Databases()
-        if kept_from_running:
-            databases.hanging.add("a")
-        first = sleeping(world, databases, polling=polling, shutdown=Shutdown(drain=0.1))
-        async with first:
-            world.send_orders("1", seconds=100)
-            await asyncio.sleep(10)
-            began = now()
-        took = now() - began
-        second = Consumer("orders", client=world.client)
+    @second.handler
+    async def count(_order: Order, ctx: MessageContext[Any, Any]) -> None:
+        receives.append(ctx.message.receive_count)
 
-        @second.handler
-        async def count(_order: Order, ctx: MessageContext[Any, Any]) -> None:
-            receives.append(ctx.message.receive_count)
-
-        async with second:
-            await asyncio.sleep(25)
-        return receives, first.statistics().received, world.counts("dead"), took
-
-    receives, received, dead, took = in_world(scenario)
+    async with second:
+        await asyncio.sleep(25)
+    received, dead = first.statistics().received, world.counts("dead")
     assert (receives, received, dead) == ([2], 1, (0, 0))
     assert took < 4
 
 
-def test_step_2_on_a_busy_queue_messages_go_back_to_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_step_2_on_a_busy_queue_messages_go_back_to_others_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Polls that end within half a second hide nothing."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        slots = Concurrency(total=1, per_tenant=1)
-        async with sleeping(world, concurrency=slots, polling=Polling(pollers=2, prefetch=20)):
-            world.send_orders(*(str(n) for n in range(9)), seconds=1)
-            await asyncio.sleep(0.5)
-            asyncio.get_running_loop().call_later(0.2, world.send_orders, *(str(n) for n in range(9, 40)))
-        return world.counts()
-
-    visible, hidden = in_world(scenario)
+    world.create()
+    slots = Concurrency(total=1, per_tenant=1)
+    async with sleeping(world, concurrency=slots, polling=Polling(pollers=2, prefetch=20)):
+        world.send_orders(*(str(n) for n in range(9)), seconds=1)
+        await asyncio.sleep(0.5)
+        asyncio.get_running_loop().call_later(0.2, world.send_orders, *(str(n) for n in range(9, 40)))
+    visible, hidden = world.counts()
     assert hidden == 0
     assert visible == 39
 
 
 @pytest.mark.parametrize(("answers", "counts"), [(True, [(2, 1), (2, 1)]), (False, [(0, 3), (2, 1)])])
-def test_step_2_what_goes_back_is_not_given_to_polls_that_were_cut_off(
-    monkeypatch: pytest.MonkeyPatch, *, answers: bool, counts: list[tuple[int, int]]
+@with_world
+async def test_step_2_what_goes_back_is_not_given_to_polls_that_were_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, answers: bool, counts: list[tuple[int, int]]
 ) -> None:
     """A busy server may not know yet that their caller is gone: it is asked something, or messages stay hidden."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", 0.5)  # as on this machine
@@ -189,77 +174,67 @@ def test_step_2_what_goes_back_is_not_given_to_polls_that_were_cut_off(
         await asyncio.Event().wait()
         return {}
 
-    async def scenario(world: World) -> list[tuple[int, int]]:
-        world.create()
-        seen: list[tuple[int, int]] = []
-        orders = sleeping(world, concurrency=Concurrency(total=1, per_tenant=1), polling=Polling(prefetch=20))
-        async with orders:
-            world.send_orders("1", "2", "3", seconds=10)
-            await asyncio.sleep(0.1)
-            orders.stop()
-            if not answers:
-                monkeypatch.setattr(MemoryQueue, "attributes", hangs)
-            for at in (1.0, 2.5):
-                asyncio.get_running_loop().call_later(at, lambda: seen.append(world.counts()))
-        return seen
-
-    assert in_world(scenario) == counts
+    world.create()
+    seen: list[tuple[int, int]] = []
+    orders = sleeping(world, concurrency=Concurrency(total=1, per_tenant=1), polling=Polling(prefetch=20))
+    async with orders:
+        world.send_orders("1", "2", "3", seconds=10)
+        await asyncio.sleep(0.1)
+        orders.stop()
+        if not answers:
+            monkeypatch.setattr(MemoryQueue, "attributes", hangs)
+        for at in (1.0, 2.5):
+            asyncio.get_running_loop().call_later(at, lambda: seen.append(world.counts()))
+    assert seen == counts
 
 
-def test_step_3_running_handlers_get_their_time() -> None:
+@with_world
+async def test_step_3_running_handlers_get_their_time(world: World) -> None:
     """A handler that ends within drain is acknowledged."""
-
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        world.create()
-        databases = Databases()
-        async with sleeping(world, databases, shutdown=Shutdown(drain=10)):
-            world.send_orders("1", seconds=9)
-            await asyncio.sleep(1)
-        return databases.rows("a"), world.counts()
-
-    assert in_world(scenario) == (["1"], (0, 0))
+    world.create()
+    databases = Databases()
+    async with sleeping(world, databases, shutdown=Shutdown(drain=10)):
+        world.send_orders("1", seconds=9)
+        await asyncio.sleep(1)
+    assert (databases.rows("a"), world.counts()) == (["1"], (0, 0))
 
 
-def test_step_3_what_a_poll_brings_at_its_last_receive_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_step_3_what_a_poll_brings_at_its_last_receive_is_handled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if no handler runs: given back, it would be a dead letter that was never tried."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
-
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
-        world.create(dead_letters="dead", receives=1)
-        databases = Databases()
-        async with sleeping(world, databases, polling=Polling(pollers=1, wait=20)):
-            await asyncio.sleep(5)
-            began = now()
-            asyncio.get_running_loop().call_later(1.0, world.send_orders, "last")
-        return databases.rows("a"), world.counts("dead"), now() - began
-
-    rows, dead, took = in_world(scenario)
+    world.create(dead_letters="dead", receives=1)
+    databases = Databases()
+    async with sleeping(world, databases, polling=Polling(pollers=1, wait=20)):
+        await asyncio.sleep(5)
+        began = now()
+        asyncio.get_running_loop().call_later(1.0, world.send_orders, "last")
+    rows, dead, took = databases.rows("a"), world.counts("dead"), now() - began
     assert (rows, dead) == (["last"], (0, 0))
     assert took < 3
 
 
-def test_step_4_the_rest_is_cancelled_with_a_reason_and_goes_back() -> None:
+@with_world
+async def test_step_4_the_rest_is_cancelled_with_a_reason_and_goes_back(world: World) -> None:
     """The handler sees why; its message is visible again; what it began is not acknowledged."""
+    world.create()
+    reasons: list[str] = []
+    orders = Consumer("orders", context=Tenant, shutdown=Shutdown(drain=2), client=world.client)
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int], int]:
-        world.create()
-        reasons: list[str] = []
-        orders = Consumer("orders", context=Tenant, shutdown=Shutdown(drain=2), client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError as cancelled:
+            reasons.extend(cancelled.args)
+            raise
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            try:
-                await asyncio.sleep(1000)
-            except asyncio.CancelledError as cancelled:
-                reasons.extend(cancelled.args)
-                raise
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-        return reasons, world.counts(), orders.statistics().cancelled
-
-    reasons, counts, cancelled = in_world(scenario)
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+    counts, cancelled = world.counts(), orders.statistics().cancelled
     assert reasons == ["the consumer stops and its drain time is over"]
     assert counts == (1, 0)
     assert cancelled == 1
@@ -291,52 +266,46 @@ async def test_step_4_a_handler_that_ignores_cancellation_does_not_hold_a_stop_u
     assert counts == (1, 0)
 
 
-def test_step_5_acknowledgements_are_flushed() -> None:
+@with_world
+async def test_step_5_acknowledgements_are_flushed(world: World) -> None:
     """What was handled in the last instant is deleted before the stop ends."""
-
-    async def scenario(world: World) -> tuple[tuple[int, int], dict[Settlement, int]]:
-        world.create()
-        orders = sleeping(world)
-        async with orders:
-            world.send_orders("1")
-            while not orders.statistics().succeeded:
-                await asyncio.sleep(0)
-            assert world.counts() == (0, 1)
-        return world.counts(), dict(orders.statistics().settled)
-
-    counts, settled = in_world(scenario)
+    world.create()
+    orders = sleeping(world)
+    async with orders:
+        world.send_orders("1")
+        while not orders.statistics().succeeded:
+            await asyncio.sleep(0)
+        assert world.counts() == (0, 1)
+    counts, settled = world.counts(), dict(orders.statistics().settled)
     assert counts == (0, 0)
     assert settled == {Settlement.ACKED: 1}
 
 
-def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up() -> None:
+@with_world
+async def test_step_5_a_delete_that_is_denied_for_ever_does_not_hold_a_stop_up(world: World) -> None:
     """AccessDenied on every delete: the calls are bounded and the stop returns."""
+    world.create()
+    calls = 0
+    queue = await world.client.__aenter__()
+    opened = await queue.queue("orders")
 
-    async def scenario(world: World) -> tuple[float, int, int]:
-        world.create()
-        calls = 0
-        queue = await world.client.__aenter__()
-        opened = await queue.queue("orders")
+    async def deny(_handles: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise AccessDenied("not allowed to delete")
 
-        async def deny(_handles: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            raise AccessDenied("not allowed to delete")
+    orders = Consumer("orders", context=Tenant, client=_Opened(_Altered(opened, delete=deny)))
 
-        orders = Consumer("orders", context=Tenant, client=_Opened(_Altered(opened, delete=deny)))
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
-
-        world.send_orders(*(str(n) for n in range(25)))
-        async with orders:
-            await asyncio.sleep(2)
-            started = now()
-        took = now() - started
-        await world.client.__aexit__(None, None, None)
-        return took, calls, orders.statistics().settlement_failures
-
-    took, calls, failures = in_world(scenario)
+    world.send_orders(*(str(n) for n in range(25)))
+    async with orders:
+        await asyncio.sleep(2)
+        started = now()
+    took = now() - started
+    await world.client.__aexit__(None, None, None)
+    failures = orders.statistics().settlement_failures
     assert took <= 2.5
     assert calls <= 5
     assert failures == 25
@@ -404,37 +373,31 @@ class _Altered:
         return getattr(self._queue, name)
 
 
-def test_step_6_the_heartbeat_lasts_through_the_drain() -> None:
+@with_world
+async def test_step_6_the_heartbeat_lasts_through_the_drain(world: World) -> None:
     """A handler that drains for two visibility timeouts keeps its message until it is acknowledged."""
+    from postroom import Visibility
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        from postroom import Visibility
-
-        world.create()
-        databases = Databases()
-        options = {"visibility": Visibility(timeout=10), "shutdown": Shutdown(drain=60)}
-        async with sleeping(world, databases, **options):
-            world.send_orders("1", seconds=25)
-            await asyncio.sleep(1)
-        return databases.rows("a"), world.counts()
-
-    assert in_world(scenario) == (["1"], (0, 0))
+    world.create()
+    databases = Databases()
+    options = {"visibility": Visibility(timeout=10), "shutdown": Shutdown(drain=60)}
+    async with sleeping(world, databases, **options):
+        world.send_orders("1", seconds=25)
+        await asyncio.sleep(1)
+    assert (databases.rows("a"), world.counts()) == (["1"], (0, 0))
 
 
-def test_step_7_databases_close_after_the_last_handler() -> None:
+@with_world
+async def test_step_7_databases_close_after_the_last_handler(world: World) -> None:
     """Never under a running handler; the world's databases refuse a write after they closed."""
-
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        databases = Databases()
-        async with sleeping(world, databases):
-            world.send_orders("1", tenant="a", seconds=5)
-            world.send_orders("2", tenant="b", seconds=1)
-            await asyncio.sleep(0.5)
-        assert (databases.rows("a"), databases.rows("b")) == (["1"], ["2"])
-        return databases.diary
-
-    diary = in_world(scenario)
+    world.create()
+    databases = Databases()
+    async with sleeping(world, databases):
+        world.send_orders("1", tenant="a", seconds=5)
+        world.send_orders("2", tenant="b", seconds=1)
+        await asyncio.sleep(0.5)
+    assert (databases.rows("a"), databases.rows("b")) == (["1"], ["2"])
+    diary = databases.diary
     assert sorted(diary[:2]) == ["open a", "open b"]
     assert sorted(diary[2:]) == ["close a", "close b"]
 
@@ -458,23 +421,20 @@ async def test_step_8_the_client_closes_last_and_only_when_nobody_uses_it(world:
         assert second.statistics().succeeded == 1
 
 
-def test_nothing_of_a_consumer_is_left_after_a_stop() -> None:
+@with_world
+async def test_nothing_of_a_consumer_is_left_after_a_stop(world: World) -> None:
     """No task, no lease, no resource (I8). The virtual loop itself reports tasks that are left."""
-
-    async def scenario(world: World) -> set[str]:
-        world.create()
-        before = asyncio.all_tasks()
-        orders = sleeping(world)
-        async with orders:
-            world.send_orders(*(str(n) for n in range(5)), seconds=1)
-            await asyncio.sleep(0.5)
-        statistics = orders.statistics()
-        assert (statistics.held, statistics.running, statistics.waiting) == (0, 0, 0)
-        assert statistics.pool is not None
-        assert statistics.pool.live == 0
-        return {task.get_name() for task in asyncio.all_tasks() - before}
-
-    assert in_world(scenario) == set()
+    world.create()
+    before = asyncio.all_tasks()
+    orders = sleeping(world)
+    async with orders:
+        world.send_orders(*(str(n) for n in range(5)), seconds=1)
+        await asyncio.sleep(0.5)
+    statistics = orders.statistics()
+    assert (statistics.held, statistics.running, statistics.waiting) == (0, 0, 0)
+    assert statistics.pool is not None
+    assert statistics.pool.live == 0
+    assert ({task.get_name() for task in asyncio.all_tasks() - before}) == set()
 
 
 Timers = list[tuple[asyncio.TimerHandle, str]]
@@ -580,64 +540,55 @@ def test_messages_of_tasks_that_were_cancelled_before_their_first_step_are_not_f
     assert seconds < 3
 
 
-def test_stop_is_idempotent_and_may_come_from_a_handler() -> None:
+@with_world
+async def test_stop_is_idempotent_and_may_come_from_a_handler(world: World) -> None:
     """Two stops are one; run() returns."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> bool:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client)
-
-        @orders.handler
-        async def finish(order: Order, ctx: MessageContext[Tenant]) -> None:
-            orders.stop()
-            orders.stop()
-
-        world.send_orders("1")
-        await orders.run()
+    @orders.handler
+    async def finish(order: Order, ctx: MessageContext[Tenant]) -> None:
         orders.stop()
-        return orders.running
+        orders.stop()
 
-    assert in_world(scenario) is False
+    world.send_orders("1")
+    await orders.run()
+    orders.stop()
+    assert orders.running is False
 
 
-def test_stop_now_cancels_without_waiting() -> None:
+@with_world
+async def test_stop_now_cancels_without_waiting(world: World) -> None:
     """The second signal: handlers are cancelled although their drain time is not over."""
-
-    async def scenario(world: World) -> tuple[float, tuple[int, int]]:
-        world.create()
-        orders = sleeping(world, shutdown=Shutdown(drain=1000, poll=0))
-        await orders.__aenter__()
-        world.send_orders("1", seconds=500)
-        await asyncio.sleep(1)
-        leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
-        await asyncio.sleep(3)
-        started = now()
-        orders.stop(now=True)
-        await leaving
-        return now() - started, world.counts()
-
-    seconds, counts = in_world(scenario)
+    world.create()
+    orders = sleeping(world, shutdown=Shutdown(drain=1000, poll=0))
+    await orders.__aenter__()
+    world.send_orders("1", seconds=500)
+    await asyncio.sleep(1)
+    leaving = asyncio.create_task(orders.__aexit__(None, None, None), name="leave")
+    await asyncio.sleep(3)
+    started = now()
+    orders.stop(now=True)
+    await leaving
+    seconds, counts = now() - started, world.counts()
     assert seconds < 0.5
     assert counts == (1, 0)
 
 
-def test_a_caller_that_is_cancelled_still_stops_in_order() -> None:
+@with_world
+async def test_a_caller_that_is_cancelled_still_stops_in_order(world: World) -> None:
     """The caller's CancelledError goes on after the consumer has stopped, not before (I6)."""
-
-    async def scenario(world: World) -> tuple[bool, tuple[int, int]]:
-        world.create()
-        orders = sleeping(world, shutdown=Shutdown(drain=1000))
-        world.send_orders("1", seconds=500)
-        running = asyncio.create_task(orders.run(), name="run")
-        await asyncio.sleep(1)
-        running.cancel()
-        await asyncio.sleep(0.01)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        return orders.running, world.counts()
-
-    assert in_world(scenario) == (False, (1, 0))
+    world.create()
+    orders = sleeping(world, shutdown=Shutdown(drain=1000))
+    world.send_orders("1", seconds=500)
+    running = asyncio.create_task(orders.run(), name="run")
+    await asyncio.sleep(1)
+    running.cancel()
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (orders.running, world.counts()) == (False, (1, 0))
 
 
 @with_world
@@ -659,22 +610,19 @@ async def test_a_dead_poller_stops_the_consumer_and_is_raised(world: World, monk
     assert not orders.running
 
 
-def test_observers_are_told_of_start_and_stop() -> None:
+@with_world
+async def test_observers_are_told_of_start_and_stop(world: World) -> None:
     """With the queue and the reason."""
+    world.create()
+    events: list[Event] = []
+    orders = Consumer("orders", context=Tenant, observers=[events.append], client=world.client)
 
-    async def scenario(world: World) -> list[Event]:
-        world.create()
-        events: list[Event] = []
-        orders = Consumer("orders", context=Tenant, observers=[events.append], client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None: ...
-
-        async with orders:
-            orders.stop(reason=StopReason.SIGNAL)
-        return events
-
-    started, *others, stopped = in_world(scenario)
+    async with orders:
+        orders.stop(reason=StopReason.SIGNAL)
+    started, *others, stopped = events
     assert isinstance(started, ConsumerStarted)
     assert started == ConsumerStarted("orders", started.statistics)
     assert others == [ConsumerStopping("orders", StopReason.SIGNAL)]
@@ -683,52 +631,46 @@ def test_observers_are_told_of_start_and_stop() -> None:
     assert started.statistics().running == 0  # of the run that they are about, also after it
 
 
-def test_a_provider_that_hangs_in_closing_is_bounded() -> None:
+@with_world
+async def test_a_provider_that_hangs_in_closing_is_bounded(world: World) -> None:
     """A database that does not close holds the stop up for Shutdown.close, no longer."""
+    world.create()
 
-    async def scenario(world: World) -> float:
-        world.create()
+    @asynccontextmanager
+    async def sticky(tenant: Tenant) -> Any:
+        try:
+            yield Database(tenant)
+        finally:
+            await asyncio.sleep(1000)
 
-        @asynccontextmanager
-        async def sticky(tenant: Tenant) -> Any:
-            try:
-                yield Database(tenant)
-            finally:
-                await asyncio.sleep(1000)
+    orders = Consumer(
+        "orders", context=Tenant, resources=sticky, shutdown=Shutdown(close=3, poll=0), client=world.client
+    )
 
-        orders = Consumer(
-            "orders", context=Tenant, resources=sticky, shutdown=Shutdown(close=3, poll=0), client=world.client
-        )
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None: ...
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None: ...
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(1)
-            started = now()
-        return now() - started
-
-    assert in_world(scenario) < 7
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(1)
+        started = now()
+    assert (now() - started) < 7
 
 
-def test_a_lane_that_is_full_while_blocked_does_not_close_the_buffer() -> None:
+@with_world
+async def test_a_lane_that_is_full_while_blocked_does_not_close_the_buffer(world: World) -> None:
     """A black-holed tenant with half of the traffic: the others are served at once, and it holds no slot."""
-
-    async def scenario(world: World) -> tuple[int, list[str], int]:
-        world.create()
-        databases = Databases()
-        databases.hanging.add("broken")
-        orders = sleeping(world, databases, polling=Polling(prefetch=10, lane=4), concurrency=Concurrency(total=5))
-        async with orders:
-            for number in range(100):
-                world.send_orders(f"x{number}", tenant="broken")
-                world.send_orders(f"y{number}", tenant="well", seconds=0.1)
-            await asyncio.sleep(8)
-            statistics = orders.statistics()
-            return len(databases.rows("well")), databases.rows("broken"), statistics.running
-
-    served, broken, running = in_world(scenario)
+    world.create()
+    databases = Databases()
+    databases.hanging.add("broken")
+    orders = sleeping(world, databases, polling=Polling(prefetch=10, lane=4), concurrency=Concurrency(total=5))
+    async with orders:
+        for number in range(100):
+            world.send_orders(f"x{number}", tenant="broken")
+            world.send_orders(f"y{number}", tenant="well", seconds=0.1)
+        await asyncio.sleep(8)
+        statistics = orders.statistics()
+        served, broken, running = len(databases.rows("well")), databases.rows("broken"), statistics.running
     assert served == 100
     assert broken == []
     assert running == 0
@@ -776,14 +718,11 @@ async def test_a_pool_that_was_passed_keeps_a_stop_no_longer_than_an_own_one(wor
     assert open_still
 
 
-def test_an_idle_stop_does_not_wait_where_a_receive_can_be_cancelled() -> None:
+@with_world
+async def test_an_idle_stop_does_not_wait_where_a_receive_can_be_cancelled(world: World) -> None:
     """In memory, and on a server on this machine, nothing is stranded; only AWS needs Shutdown(poll=...)."""
-
-    async def scenario(world: World) -> float:
-        world.create()
-        async with sleeping(world, shutdown=Shutdown(poll=2)):
-            await asyncio.sleep(5)
-            started = now()
-        return now() - started
-
-    assert in_world(scenario) == 0.0
+    world.create()
+    async with sleeping(world, shutdown=Shutdown(poll=2)):
+        await asyncio.sleep(5)
+        started = now()
+    assert (now() - started) == 0.0

@@ -101,24 +101,21 @@ async def test_a_second_start_is_refused_at_once(world: World, first_ends: str) 
     assert (client.open, others() - before) == (0, set())
 
 
-def test_a_start_that_failed_can_be_made_again() -> None:
+@with_world
+async def test_a_start_that_failed_can_be_made_again(world: World) -> None:
     """The queue was missing; now it is there."""
-
-    async def scenario(world: World) -> list[str]:
-        handled: list[str] = []
-        client = Slow(world)
-        client.may_open.set()
-        orders = consumer(client, handled)
-        with pytest.raises(QueueNotFound):
-            await orders.run()
-        assert (client.open, orders.running) == (0, False)
-        world.create()
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(1)
-        return handled
-
-    assert in_world(scenario) == ["1"]
+    handled: list[str] = []
+    client = Slow(world)
+    client.may_open.set()
+    orders = consumer(client, handled)
+    with pytest.raises(QueueNotFound):
+        await orders.run()
+    assert (client.open, orders.running) == (0, False)
+    world.create()
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(1)
+    assert handled == ["1"]
 
 
 @pytest.mark.parametrize("by", ["itself", "another task"])
@@ -217,26 +214,23 @@ async def test_a_start_that_hangs_says_what_it_waits_for(world: World, caplog: p
     ]
 
 
-def test_a_cancelled_start_leaves_nothing_and_can_be_made_again() -> None:
+@with_world
+async def test_a_cancelled_start_leaves_nothing_and_can_be_made_again(world: World) -> None:
     """By a timeout, as a web framework's lifespan has."""
-
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        handled: list[str] = []
-        client = Slow(world)
-        orders = consumer(client, handled)
-        before = others()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(2), orders:
-                raise AssertionError("not reached")
-        assert (client.open, client.opening, orders.running, others() - before) == (0, 0, False, set())
-        client.may_open.set()
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(1)
-        return handled
-
-    assert in_world(scenario) == ["1"]
+    world.create()
+    handled: list[str] = []
+    client = Slow(world)
+    orders = consumer(client, handled)
+    before = others()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2), orders:
+            raise AssertionError("not reached")
+    assert (client.open, client.opening, orders.running, others() - before) == (0, 0, False, set())
+    client.may_open.set()
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(1)
+    assert handled == ["1"]
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
@@ -312,39 +306,33 @@ def test_a_cancellation_that_meets_a_stop_while_starting_is_not_swallowed(seed: 
     in_world(scenario, seed=seed)
 
 
-def test_a_block_that_was_stopped_while_it_started_is_asked_to_stop_at_once() -> None:
+@with_world
+async def test_a_block_that_was_stopped_while_it_started_is_asked_to_stop_at_once(world: World) -> None:
     """With the reason that was given; the block is entered, and its wait returns."""
-
-    async def scenario(world: World) -> float:
-        world.create()
-        client = Slow(world)
-        orders = consumer(client)
-        loop = asyncio.get_running_loop()
-        loop.call_later(1, orders.stop)
-        loop.call_later(2, client.may_open.set)
-        async with orders:
-            await orders.wait_for_stop()
-        return loop.time()
-
-    assert in_world(scenario) < 5
+    world.create()
+    client = Slow(world)
+    orders = consumer(client)
+    loop = asyncio.get_running_loop()
+    loop.call_later(1, orders.stop)
+    loop.call_later(2, client.may_open.set)
+    async with orders:
+        await orders.wait_for_stop()
+    assert loop.time() < 5
 
 
-def test_a_stop_after_a_run_does_not_stop_the_next_one() -> None:
+@with_world
+async def test_a_stop_after_a_run_does_not_stop_the_next_one(world: World) -> None:
     """Stopping what is stopped means nothing."""
-
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        handled: list[str] = []
-        orders = consumer(MemoryClient(world.broker), handled)
-        async with orders:
-            pass
-        orders.stop()
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(1)
-        return handled
-
-    assert in_world(scenario) == ["1"]
+    world.create()
+    handled: list[str] = []
+    orders = consumer(MemoryClient(world.broker), handled)
+    async with orders:
+        pass
+    orders.stop()
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(1)
+    assert handled == ["1"]
 
 
 async def _cancelled_thrice(block: "asyncio.Task[None]") -> None:
@@ -371,82 +359,75 @@ async def _cancelled_once(block: "asyncio.Task[None]") -> None:
 
 @pytest.mark.parametrize("cancel", [_cancelled_once, _cancelled_thrice, _cancelled_in_each_turn])
 @pytest.mark.parametrize("waits", ["in its block", "in its end"])
-def test_however_often_it_is_cancelled_nothing_runs_when_it_is_left(cancel: Any, waits: str) -> None:
+@with_world
+async def test_however_often_it_is_cancelled_nothing_runs_when_it_is_left(
+    world: World, cancel: Any, waits: str
+) -> None:
     """Handlers get their time to clean up, and their messages are back when the block ends.
 
     The cancellation that leaves the block drains; one that comes while it ends cancels handlers at once.
     """
+    world.create()
+    events: list[str] = []
+    orders: Consumer[Any, Any] = Consumer("orders", client=world.client, shutdown=Shutdown(cancel=5))
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
-        world.create()
-        events: list[str] = []
-        orders: Consumer[Any, Any] = Consumer("orders", client=world.client, shutdown=Shutdown(cancel=5))
+    @orders.handler
+    async def handle(body: dict[str, Any], ctx: Ctx) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(3)
+            events.append("cleaned up")
 
-        @orders.handler
-        async def handle(body: dict[str, Any], ctx: Ctx) -> None:
-            try:
-                await asyncio.sleep(1000)
-            finally:
-                await asyncio.sleep(3)
-                events.append("cleaned up")
+    async def block() -> None:
+        async with orders:
+            world.send({})
+            await asyncio.sleep(0.5 if waits == "in its end" else 1000)
 
-        async def block() -> None:
-            async with orders:
-                world.send({})
-                await asyncio.sleep(0.5 if waits == "in its end" else 1000)
-
-        before = others()
-        started = asyncio.get_running_loop().time()
-        task = asyncio.create_task(block(), name="block")
-        await cancel(task)
-        assert task.cancelled()
-        assert others() - before == set()
-        return events, world.counts(), asyncio.get_running_loop().time() - started
-
-    events, counts, took = in_world(scenario)
+    before = others()
+    started = asyncio.get_running_loop().time()
+    task = asyncio.create_task(block(), name="block")
+    await cancel(task)
+    assert task.cancelled()
+    assert others() - before == set()
+    counts, took = world.counts(), asyncio.get_running_loop().time() - started
     assert events == ["cleaned up"]
     assert counts == (1, 0)
     assert took < (25 if (cancel, waits) == (_cancelled_once, "in its block") else 8)
 
 
-def test_a_timeout_around_the_block_is_a_timeout() -> None:
+@with_world
+async def test_a_timeout_around_the_block_is_a_timeout(world: World) -> None:
     """The cancellation is the timeout's, and it gets it back after the stop."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        with pytest.raises(TimeoutError):  # noqa: PT012 - the block is what is tested
-            async with asyncio.timeout(5), consumer(world.client):
-                world.send_orders("1", seconds=500)
-                await asyncio.sleep(1000)
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-        return world.counts()
-
-    assert in_world(scenario) == (1, 0)
+    world.create()
+    with pytest.raises(TimeoutError):  # noqa: PT012 - the block is what is tested
+        async with asyncio.timeout(5), consumer(world.client):
+            world.send_orders("1", seconds=500)
+            await asyncio.sleep(1000)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert world.counts() == (1, 0)
 
 
-def test_a_task_group_whose_other_task_failed_gets_its_error() -> None:
+@with_world
+async def test_a_task_group_whose_other_task_failed_gets_its_error(world: World) -> None:
     """The consumer's task is cancelled, stops in order, and the error of the other one comes through."""
+    world.create()
+    orders = consumer(world.client)
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        orders = consumer(world.client)
+    async def fail() -> None:
+        await asyncio.sleep(2)
+        raise ZeroDivisionError
 
-        async def fail() -> None:
-            await asyncio.sleep(2)
-            raise ZeroDivisionError
-
-        world.send_orders("1", seconds=500)
-        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
-            async with asyncio.TaskGroup() as group:
-                group.create_task(orders.run(), name="run")
-                group.create_task(fail(), name="fail")
-        assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
-        assert not orders.running
-        return world.counts()
-
-    assert in_world(scenario) == (1, 0)
+    world.send_orders("1", seconds=500)
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+        async with asyncio.TaskGroup() as group:
+            group.create_task(orders.run(), name="run")
+            group.create_task(fail(), name="fail")
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
+    assert not orders.running
+    assert world.counts() == (1, 0)
 
 
 @pytest.mark.parametrize("fatal", [ZeroDivisionError(), SystemExit(3), KeyboardInterrupt()])
@@ -489,26 +470,23 @@ class suppressing:  # noqa: N801 - as contextlib's
         return True
 
 
-def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run() -> None:
+@with_world
+async def test_concurrency_is_adjusted_while_it_runs_and_for_the_next_run(world: World) -> None:
     """The run is told; a later start has the numbers that were said last."""
-
-    async def scenario(world: World) -> list[Concurrency]:
-        world.create()
-        told: list[Concurrency] = []
-        orders = consumer(world.client, concurrency=Concurrency(total=1))
-        async with orders:
-            run: Any = orders._run
-            run.adjust = told.append
-            orders.adjust(Concurrency(total=5))
-            with pytest.raises(ConfigurationError):
-                orders.adjust(None)  # type: ignore[arg-type]
-        orders.adjust(Concurrency(total=7))
-        async with orders:
-            assert orders._run is not None
-            told.append(orders._run.settings.concurrency)
-        return told
-
-    assert in_world(scenario) == [Concurrency(total=5), Concurrency(total=7)]
+    world.create()
+    told: list[Concurrency] = []
+    orders = consumer(world.client, concurrency=Concurrency(total=1))
+    async with orders:
+        run: Any = orders._run
+        run.adjust = told.append
+        orders.adjust(Concurrency(total=5))
+        with pytest.raises(ConfigurationError):
+            orders.adjust(None)  # type: ignore[arg-type]
+    orders.adjust(Concurrency(total=7))
+    async with orders:
+        assert orders._run is not None
+        told.append(orders._run.settings.concurrency)
+    assert told == [Concurrency(total=5), Concurrency(total=7)]
 
 
 @with_world
@@ -530,8 +508,9 @@ async def test_a_time_limit_that_is_adjusted_is_told_to_hold_from_the_next_start
 
 
 @pytest.mark.parametrize("where", [(Pipeline, "_did_succeed"), (Core, "finish")])
-def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
-    where: tuple[type[Any], str], monkeypatch: pytest.MonkeyPatch
+@with_world
+async def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
+    world: World, where: tuple[type[Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one in what follows its handling: it is raised where the consumer was started, and no message hangs."""
     planned = iter([ZeroDivisionError()])
@@ -544,14 +523,10 @@ def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
         return proper(*arguments, **options)
 
     monkeypatch.setattr(kind, name, fails_once)
-
-    async def scenario(world: World) -> float:
-        world.create()
-        orders = consumer(world.client)
-        world.send_orders("1", seconds=1)
-        with pytest.raises(ZeroDivisionError):
-            async with orders:
-                await orders.wait_for_stop()
-        return asyncio.get_running_loop().time()
-
-    assert in_world(scenario) < 60
+    world.create()
+    orders = consumer(world.client)
+    world.send_orders("1", seconds=1)
+    with pytest.raises(ZeroDivisionError):
+        async with orders:
+            await orders.wait_for_stop()
+    assert asyncio.get_running_loop().time() < 60

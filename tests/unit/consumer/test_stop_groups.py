@@ -107,34 +107,31 @@ async def test_what_the_last_acknowledgement_of_a_stop_lets_a_poll_bring_is_hand
     assert (world.counts("orders.fifo"), world.counts("dead.fifo")) == ((0, 0), (0, 0))
 
 
-def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive() -> None:
+@with_world
+async def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive(world: World) -> None:
     """Its handler asked for a retry and went on; the message came again, and another one behind it."""
+    fifo(world, receives=5)
+    seen: list[tuple[str, int]] = []
 
-    async def scenario(world: World) -> list[tuple[str, int]]:
-        fifo(world, receives=5)
-        seen: list[tuple[str, int]] = []
+    async def context(message: Message) -> Tenant:
+        await asyncio.sleep(5 if "behind" in message.body else 0)
+        return Tenant("t")
 
-        async def context(message: Message) -> Tenant:
-            await asyncio.sleep(5 if "behind" in message.body else 0)
-            return Tenant("t")
+    orders: Consumer[Any, Any] = Consumer("orders.fifo", context=context, client=world.client)
 
-        orders: Consumer[Any, Any] = Consumer("orders.fifo", context=context, client=world.client)
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append((order.order_id, ctx.message.receive_count))
+        if len(seen) == 1:
+            await ctx.retry(delay=1)
+            await asyncio.sleep(4)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append((order.order_id, ctx.message.receive_count))
-            if len(seen) == 1:
-                await ctx.retry(delay=1)
-                await asyncio.sleep(4)
-
-        world.send({"order_id": "first"}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(0.5)
-            world.send({"order_id": "behind"}, queue="orders.fifo", group="g")
-            await asyncio.sleep(60)
-        return seen
-
-    assert in_world(scenario) == [("first", 1), ("first", 2), ("behind", 1)]
+    world.send({"order_id": "first"}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(0.5)
+        world.send({"order_id": "behind"}, queue="orders.fifo", group="g")
+        await asyncio.sleep(60)
+    assert seen == [("first", 1), ("first", 2), ("behind", 1)]
 
 
 @pytest.mark.parametrize(
@@ -150,29 +147,28 @@ def test_what_is_resolved_behind_a_message_that_came_again_costs_no_receive() ->
         (5, True, ": its message is acked already", None),
     ],
 )
-def test_a_cancelled_handler_and_its_message_are_told_as_they_are(
-    receives: int, *, acks: bool, line: str, reason: str | None, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_cancelled_handler_and_its_message_are_told_as_they_are(
+    world: World, receives: int, *, acks: bool, line: str, reason: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing goes back that was acknowledged, and what ran for a while was tried."""
+    world.create(dead_letters="dead", receives=receives)
+    orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=2))
 
-    async def scenario(world: World) -> list[str]:
-        world.create(dead_letters="dead", receives=receives)
-        orders = Consumer("orders", context=Tenant, client=world.client, shutdown=Shutdown(drain=2))
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+        if acks:
+            await ctx.ack()
+        await asyncio.sleep(1_000)
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
-            if acks:
-                await ctx.ack()
-            await asyncio.sleep(1_000)
-
-        async with orders:
-            world.send_orders("1")
-            await asyncio.sleep(5)
-        async with world.client as client:
-            letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
-        return [letter.message_attributes["postroom.reason"].string_value or "" for letter in letters]
-
-    assert in_world(scenario) == ([] if reason is None else [reason])
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(5)
+    async with world.client as client:
+        letters = await (await client.queue("dead")).receive(limit=10, wait=0, visibility=1)
+    assert [letter.message_attributes["postroom.reason"].string_value or "" for letter in letters] == (
+        [] if reason is None else [reason]
+    )
     (told,) = [each for each in caplog.messages if each.startswith("Cancelled the handler")]
     assert "(attempt 1, receive 1), at " in told
     assert told.endswith(f" in handle{line}")
@@ -202,7 +198,10 @@ def test_a_stop_says_that_it_waits_for_a_handler_that_began_during_it(
     assert said == "Still stopping orders after 5 s: handlers finish, 8 s left; 1 handler (a:eu-west-1 1)"
 
 
-def test_what_a_stop_gives_back_is_hidden_from_a_poll_that_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_world
+async def test_what_a_stop_gives_back_is_hidden_from_a_poll_that_is_overdue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transport asks a second time when its connection broke: that poll is out for longer than it asked for."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
     once = MemoryQueue.receive
@@ -210,44 +209,39 @@ def test_what_a_stop_gives_back_is_hidden_from_a_poll_that_is_overdue(monkeypatc
     async def twice(self: MemoryQueue, *, wait: float, **more: Any) -> list[Message]:
         return await once(self, wait=0.75 * wait, **more) or await once(self, wait=wait, **more)
 
-    async def scenario(world: World) -> int:
-        world.create()
-        more: dict[str, Any] = {"polling": Polling(wait=4, pollers=2), "shutdown": Shutdown(drain=0.2, poll=2)}
-        orders = Consumer("orders", context=Tenant, client=world.client, **more)
+    world.create()
+    more: dict[str, Any] = {"polling": Polling(wait=4, pollers=2), "shutdown": Shutdown(drain=0.2, poll=2)}
+    orders = Consumer("orders", context=Tenant, client=world.client, **more)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(1_000)
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(1_000)
 
-        monkeypatch.setattr(MemoryQueue, "receive", twice)
-        async with orders:
-            await asyncio.sleep(0.5)
-            world.send_orders("1")  # one poll brings it; the other one began at 0, and is out until 7
-            await asyncio.sleep(4.8)
-        return orders.statistics().received
-
-    assert in_world(scenario) == 1
+    monkeypatch.setattr(MemoryQueue, "receive", twice)
+    async with orders:
+        await asyncio.sleep(0.5)
+        world.send_orders("1")  # one poll brings it; the other one began at 0, and is out until 7
+        await asyncio.sleep(4.8)
+    assert orders.statistics().received == 1
 
 
-def test_what_a_handler_gives_back_during_a_stop_is_hidden_from_a_poll_that_is_out(
+@with_world
+async def test_what_a_handler_gives_back_during_a_stop_is_hidden_from_a_poll_that_is_out(
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also by ``ctx.retry``: SQS would serve it to that poll, here or where nothing listens any longer."""
     monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client, polling=Polling(wait=20))
 
-    async def scenario(world: World) -> int:
-        world.create()
-        orders = Consumer("orders", context=Tenant, client=world.client, polling=Polling(wait=20))
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
+        await asyncio.sleep(1)
+        await ctx.retry(delay=0)
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant]) -> None:
-            await asyncio.sleep(1)
-            await ctx.retry(delay=0)
-
-        async with orders:
-            await asyncio.sleep(1)
-            world.send_orders("1")
-            await asyncio.sleep(0.5)
-        return orders.statistics().received
-
-    assert in_world(scenario) == 1
+    async with orders:
+        await asyncio.sleep(1)
+        world.send_orders("1")
+        await asyncio.sleep(0.5)
+    assert orders.statistics().received == 1

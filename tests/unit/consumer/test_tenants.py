@@ -70,23 +70,20 @@ async def test_a_decision_outlives_a_restart(world: World) -> None:
     assert world.counts() == (1, 0)
 
 
-def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason() -> None:
+@with_world
+async def test_a_tenant_in_quarantine_goes_to_the_dead_letter_queue_with_the_reason(world: World) -> None:
     """At once, and only its messages; no handler sees them."""
-
-    async def scenario(world: World) -> str | None:
-        world.create(dead_letters="dead")
-        diary = Diary(world)
-        async with diary.consumer:
-            diary.tenants.quarantine(A, reason="being migrated")
-            world.send_orders("1", tenant="a")
-            world.send_orders("1", tenant="b")
-            await asyncio.sleep(2)
-        assert diary.seen == [("b", "1")]
-        assert world.counts() == (0, 0)
-        [letter] = await world.broker.receive("dead")
-        return letter.message_attributes["postroom.reason"].string_value
-
-    assert in_world(scenario) == "being migrated"
+    world.create(dead_letters="dead")
+    diary = Diary(world)
+    async with diary.consumer:
+        diary.tenants.quarantine(A, reason="being migrated")
+        world.send_orders("1", tenant="a")
+        world.send_orders("1", tenant="b")
+        await asyncio.sleep(2)
+    assert diary.seen == [("b", "1")]
+    assert world.counts() == (0, 0)
+    [letter] = await world.broker.receive("dead")
+    assert letter.message_attributes["postroom.reason"].string_value == "being migrated"
 
 
 async def reason_in(world: World) -> str | None:
@@ -99,22 +96,21 @@ async def reason_in(world: World) -> str | None:
     ("reason", "said"), [("database move", "paused: database move"), (None, "paused"), ("rate", "limited to 0.001 st")]
 )
 @pytest.mark.parametrize("end", ["stop", "retention"])
-def test_a_dead_letter_names_the_decision_that_kept_it(end: str, reason: str | None, said: str) -> None:
+@with_world
+async def test_a_dead_letter_names_the_decision_that_kept_it(
+    world: World, end: str, reason: str | None, said: str
+) -> None:
     """An operator who finds it later may not know that its tenant was paused."""
-
-    async def scenario(world: World) -> str | None:
-        world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="120")
-        diary = Diary(world)
-        if reason == "rate":
-            diary.tenants.limit(A, rate=0.001)
-        else:
-            diary.tenants.pause(A, reason=reason)
-        world.send_orders(*(["1", "2"] if reason == "rate" else ["1"]), tenant="a")
-        async with diary.consumer:
-            await asyncio.sleep(2 if end == "stop" else 110)
-        return await reason_in(world)
-
-    text = in_world(scenario)
+    world.create(dead_letters="dead", receives=1, MessageRetentionPeriod="120")
+    diary = Diary(world)
+    if reason == "rate":
+        diary.tenants.limit(A, rate=0.001)
+    else:
+        diary.tenants.pause(A, reason=reason)
+    world.send_orders(*(["1", "2"] if reason == "rate" else ["1"]), tenant="a")
+    async with diary.consumer:
+        await asyncio.sleep(2 if end == "stop" else 110)
+    text = await reason_in(world)
     assert text is not None
     begin = "not tried: its retention period is nearly over and"
     if end == "stop":
@@ -123,26 +119,23 @@ def test_a_dead_letter_names_the_decision_that_kept_it(end: str, reason: str | N
 
 
 @pytest.mark.parametrize("how", ["quarantine", "divert"])
-def test_a_limit_takes_no_reason_from_what_is_sent_away(how: str) -> None:
+@with_world
+async def test_a_limit_takes_no_reason_from_what_is_sent_away(world: World, how: str) -> None:
     """Dead letters carry the reason of the quarantine; that of the limit is shown when only the limit is left."""
-
-    async def scenario(world: World) -> tuple[str | None, str | None, str | None]:
-        world.create(dead_letters="dead")
-        diary = Diary(world)
-        async with diary.consumer:
-            if how == "quarantine":
-                diary.tenants.quarantine(A, reason="corrupt import")
-            else:
-                diary.tenants.divert(A, queue="dead", reason="corrupt import")
-            diary.tenants.limit(A, rate=5, reason="its database is slow")
-            world.send_orders("1", tenant="a")
-            await asyncio.sleep(2)
-            [letter] = await world.broker.receive("dead")
-            decided = diary.tenants[A].reason
-            diary.tenants.resume(A)
-            return letter.message_attributes["postroom.reason"].string_value, decided, diary.tenants[A].reason
-
-    said, decided, limited = in_world(scenario)
+    world.create(dead_letters="dead")
+    diary = Diary(world)
+    async with diary.consumer:
+        if how == "quarantine":
+            diary.tenants.quarantine(A, reason="corrupt import")
+        else:
+            diary.tenants.divert(A, queue="dead", reason="corrupt import")
+        diary.tenants.limit(A, rate=5, reason="its database is slow")
+        world.send_orders("1", tenant="a")
+        await asyncio.sleep(2)
+        [letter] = await world.broker.receive("dead")
+        decided = diary.tenants[A].reason
+        diary.tenants.resume(A)
+        said, limited = letter.message_attributes["postroom.reason"].string_value, diary.tenants[A].reason
     assert said is not None
     assert said.removeprefix("diverted to dead: ") == decided == "corrupt import"
     assert limited == "its database is slow"
@@ -175,107 +168,89 @@ def test_a_concurrency_limit_applies_at_once_and_can_be_lifted() -> None:
     assert in_world(scenario) == (2, 8, 1)
 
 
-def test_a_concurrency_limit_may_be_more_than_the_own_limit_of_a_tenant() -> None:
+@with_world
+async def test_a_concurrency_limit_may_be_more_than_the_own_limit_of_a_tenant(world: World) -> None:
     """A tenant that has fallen behind has more slots for a while."""
-
-    async def scenario(world: World) -> int:
-        world.create()
-        diary = Diary(world)
-        diary.tenants.limit(A, concurrency=12)
-        world.send_orders(*map(str, range(40)), tenant="a", seconds=1)
-        async with diary.consumer:
-            await asyncio.sleep(3.5)
-            return diary.most["a"]
-
-    assert in_world(scenario) == 12
+    world.create()
+    diary = Diary(world)
+    diary.tenants.limit(A, concurrency=12)
+    world.send_orders(*map(str, range(40)), tenant="a", seconds=1)
+    async with diary.consumer:
+        await asyncio.sleep(3.5)
+        assert diary.most["a"] == 12
 
 
-def test_a_rate_limit_spreads_starts_and_costs_others_nothing() -> None:
+@with_world
+async def test_a_rate_limit_spreads_starts_and_costs_others_nothing(world: World) -> None:
     """Two per second: the tenth starts four seconds later, the other tenant's at once."""
-
-    async def scenario(world: World) -> tuple[float, list[tuple[str, str]]]:
-        world.create()
-        diary = Diary(world)
-        diary.tenants.limit(A, rate=2)
-        world.send_orders(*map(str, range(10)), tenant="a")
-        world.send_orders("1", tenant="b")
-        async with diary.consumer:
-            await asyncio.sleep(10)
-        return diary.times[-1] - diary.times[0], diary.seen[:3]
-
-    seconds, first = in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    diary.tenants.limit(A, rate=2)
+    world.send_orders(*map(str, range(10)), tenant="a")
+    world.send_orders("1", tenant="b")
+    async with diary.consumer:
+        await asyncio.sleep(10)
+    seconds, first = diary.times[-1] - diary.times[0], diary.seen[:3]
     assert 3.9 <= seconds <= 4.1
     assert ("b", "1") in first
 
 
-def test_drain_returns_when_the_tenants_handlers_have_ended() -> None:
+@with_world
+async def test_drain_returns_when_the_tenants_handlers_have_ended(world: World) -> None:
     """Its database may be moved then; nothing of it starts meanwhile."""
-
-    async def scenario(world: World) -> tuple[float, int]:
-        world.create()
-        diary = Diary(world)
-        world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
-        async with diary.consumer:
-            await asyncio.sleep(1)
-            await diary.tenants.drain(A)
-            drained = asyncio.get_running_loop().time()
-            await asyncio.sleep(10)
-            return drained, len(diary.seen)
-
-    drained, done = in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
+    async with diary.consumer:
+        await asyncio.sleep(1)
+        await diary.tenants.drain(A)
+        drained = asyncio.get_running_loop().time()
+        await asyncio.sleep(10)
+        done = len(diary.seen)
     assert 3.0 <= drained <= 3.2
     assert done == 8
 
 
-def test_drain_that_takes_too_long_says_so() -> None:
+@with_world
+async def test_drain_that_takes_too_long_says_so(world: World) -> None:
     """The tenant stays paused."""
-
-    async def scenario(world: World) -> TenantState:
-        world.create()
-        diary = Diary(world)
-        world.send_orders("1", tenant="a", seconds=30)
-        async with diary.consumer:
-            await asyncio.sleep(1)
-            with pytest.raises(TimeoutError):
-                await diary.tenants.drain(A, timeout=5)
-            return diary.tenants[A].state
-
-    assert in_world(scenario) is TenantState.PAUSED
+    world.create()
+    diary = Diary(world)
+    world.send_orders("1", tenant="a", seconds=30)
+    async with diary.consumer:
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            await diary.tenants.drain(A, timeout=5)
+        assert diary.tenants[A].state is TenantState.PAUSED
 
 
-def test_a_drain_that_a_resume_called_off_says_so() -> None:
+@with_world
+async def test_a_drain_that_a_resume_called_off_says_so(world: World) -> None:
     """At once: its handlers start again, and nothing may be moved because one moment was quiet."""
-
-    async def scenario(world: World) -> tuple[float, TenantState]:
-        world.create()
-        diary = Diary(world)
-        world.send_orders(*map(str, range(100)), tenant="a", seconds=3)
-        async with diary.consumer:
-            await asyncio.sleep(1)
-            asyncio.get_running_loop().call_later(1, diary.tenants.resume, A)
-            with pytest.raises(ConfigurationError, match="a:eu-west-1 was not drained: it was resumed"):
-                await diary.tenants.drain(A)
-            return asyncio.get_running_loop().time(), diary.tenants[A].state
-
-    when, state = in_world(scenario)
+    world.create()
+    diary = Diary(world)
+    world.send_orders(*map(str, range(100)), tenant="a", seconds=3)
+    async with diary.consumer:
+        await asyncio.sleep(1)
+        asyncio.get_running_loop().call_later(1, diary.tenants.resume, A)
+        with pytest.raises(ConfigurationError, match="a:eu-west-1 was not drained: it was resumed"):
+            await diary.tenants.drain(A)
+        when, state = asyncio.get_running_loop().time(), diary.tenants[A].state
     assert when == pytest.approx(2, abs=0.2)
     assert state is TenantState.ACTIVE
 
 
-def test_a_drain_ends_where_its_tenant_is_put_in_quarantine_meanwhile() -> None:
+@with_world
+async def test_a_drain_ends_where_its_tenant_is_put_in_quarantine_meanwhile(world: World) -> None:
     """Nothing of it starts then, either."""
-
-    async def scenario(world: World) -> int:
-        world.create(dead_letters="dead")
-        diary = Diary(world)
-        world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
-        async with diary.consumer:
-            await asyncio.sleep(1)
-            asyncio.get_running_loop().call_later(1, lambda: diary.tenants.quarantine(A, reason="corrupt import"))
-            await diary.tenants.drain(A)
-            return diary.tenants[A].running
-
-    assert in_world(scenario) == 0
+    world.create(dead_letters="dead")
+    diary = Diary(world)
+    world.send_orders(*map(str, range(20)), tenant="a", seconds=3)
+    async with diary.consumer:
+        await asyncio.sleep(1)
+        asyncio.get_running_loop().call_later(1, lambda: diary.tenants.quarantine(A, reason="corrupt import"))
+        await diary.tenants.drain(A)
+        assert diary.tenants[A].running == 0
 
 
 def test_decisions_may_come_from_another_thread() -> None:
@@ -338,49 +313,43 @@ def test_a_limit_of_nothing_or_out_of_range_is_refused(name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("most", LIMITS)
-def test_parking_and_pausing_dead_letter_nothing(most: int) -> None:
+@with_world
+async def test_parking_and_pausing_dead_letter_nothing(world: World, most: int) -> None:
     """Whatever the maxReceiveCount: noise with scouts, and a paused tenant, and in the end all is handled."""
-
-    async def scenario(world: World) -> tuple[set[tuple[str, str]], int, tuple[int, int]]:
-        world.create(dead_letters="dead", receives=most)
-        diary = Diary(world, polling=Polling(pollers=4, lane=4, wait=1))
-        diary.tenants.pause(A)
-        for number in range(40):
-            world.send_orders(f"{number}", tenant="a")
-            world.send_orders(*(f"{number}-{part}" for part in range(5)), tenant="noisy", seconds=0.4)
-            world.send_orders(f"{number}", tenant="quiet", seconds=0.1)
-        async with diary.consumer:
-            await asyncio.sleep(300)
-            diary.tenants.resume(A)
-            await asyncio.sleep(100)
-            return set(diary.seen), len(diary.seen), world.counts("dead")
-
-    seen, handled, dead = in_world(scenario)
+    world.create(dead_letters="dead", receives=most)
+    diary = Diary(world, polling=Polling(pollers=4, lane=4, wait=1))
+    diary.tenants.pause(A)
+    for number in range(40):
+        world.send_orders(f"{number}", tenant="a")
+        world.send_orders(*(f"{number}-{part}" for part in range(5)), tenant="noisy", seconds=0.4)
+        world.send_orders(f"{number}", tenant="quiet", seconds=0.1)
+    async with diary.consumer:
+        await asyncio.sleep(300)
+        diary.tenants.resume(A)
+        await asyncio.sleep(100)
+        seen, handled, dead = set(diary.seen), len(diary.seen), world.counts("dead")
     assert dead == (0, 0)
     assert len(seen) == handled == 40 * 7
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 10])
-def test_a_database_that_is_down_for_long_dead_letters_nothing(most: int) -> None:
+@with_world
+async def test_a_database_that_is_down_for_long_dead_letters_nothing(world: World, most: int) -> None:
     """Messages that could not be tried are deferred while that is safe, then held here, and handled in the end."""
+    world.create(dead_letters="dead", receives=most)
+    databases = Databases()
+    databases.failures["a"] = ConnectionRefusedError
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int]]:
-        world.create(dead_letters="dead", receives=most)
-        databases = Databases()
-        databases.failures["a"] = ConnectionRefusedError
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        ctx.resources.write(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
-            ctx.resources.write(order.order_id)
-
-        world.send_orders(*map(str, range(30)), tenant="a")
-        async with orders:
-            await asyncio.sleep(600)
-            databases.failures.clear()
-            await asyncio.sleep(1_000)
-        return databases.rows("a"), world.counts("dead")
-
-    rows, dead = in_world(scenario)
+    world.send_orders(*map(str, range(30)), tenant="a")
+    async with orders:
+        await asyncio.sleep(600)
+        databases.failures.clear()
+        await asyncio.sleep(1_000)
+    rows, dead = databases.rows("a"), world.counts("dead")
     assert dead == (0, 0)
     assert sorted(rows, key=int) == [str(number) for number in range(30)]

@@ -256,25 +256,22 @@ async def test_a_failure_beside_it_in_a_group_counts(world: World) -> None:
 
 
 @pytest.mark.parametrize("ack", AckMode)
-def test_it_is_acknowledged_in_every_mode(ack: AckMode) -> None:
+@with_world
+async def test_it_is_acknowledged_in_every_mode(world: World, ack: AckMode) -> None:
     """With MANUAL too: its work is done, and the handler that would say so is not reached."""
+    world.create()
+    office = Office(world, ack=ack)
+    world.send_orders("1")
 
-    async def scenario(world: World) -> Office:
-        world.create()
-        office = Office(world, ack=ack)
-        world.send_orders("1")
+    async def handle(order: Order, ctx: Ctx) -> None:
+        async with ctx.transaction() as effects:
+            effects.append(order.order_id)
+        if office.calls[order.order_id] == 1:
+            await ctx.retry(delay=1)
 
-        async def handle(order: Order, ctx: Ctx) -> None:
-            async with ctx.transaction() as effects:
-                effects.append(order.order_id)
-            if office.calls[order.order_id] == 1:
-                await ctx.retry(delay=1)
-
-        await office.run(handle)
-        assert world.counts() == (0, 0)
-        return office
-
-    assert in_world(scenario).effects == ["1"]
+    await office.run(handle)
+    assert world.counts() == (0, 0)
+    assert office.effects == ["1"]
 
 
 @with_world
@@ -386,24 +383,21 @@ async def test_an_acknowledgement_after_the_commit_is_confirmed(world: World) ->
     assert office.failures == []
 
 
-def test_resources_without_an_inbox_are_refused() -> None:
+@with_world
+async def test_resources_without_an_inbox_are_refused(world: World) -> None:
     """The error says what to provide."""
+    world.create()
+    failures: list[Failure] = []
+    orders = Consumer("orders", client=world.client, ack=AckMode.ALWAYS, on_error=failures.append)
 
-    async def scenario(world: World) -> list[Failure]:
-        world.create()
-        failures: list[Failure] = []
-        orders = Consumer("orders", client=world.client, ack=AckMode.ALWAYS, on_error=failures.append)
+    @orders.handler
+    async def handle(_: Order, ctx: MessageContext) -> None:
+        cast("MessageContext[Any, Transactional[Any]]", ctx).transaction()
 
-        @orders.handler
-        async def handle(_: Order, ctx: MessageContext) -> None:
-            cast("MessageContext[Any, Transactional[Any]]", ctx).transaction()
-
-        world.send_orders("1")
-        async with orders:
-            await asyncio.sleep(10)
-        return failures
-
-    (failure,) = in_world(scenario)
+    world.send_orders("1")
+    async with orders:
+        await asyncio.sleep(10)
+    (failure,) = failures
     assert isinstance(failure.error, ConfigurationError)
     assert "asyncpg_inbox" in str(failure.error)
 
@@ -465,30 +459,27 @@ def test_a_business_key_of_a_tenant_without_a_name_is_refused() -> None:
         _key_of(Message(id="1", body="", queue="orders"), object(), "c")
 
 
-def test_tenants_that_share_a_resource_have_business_keys_of_their_own() -> None:
+@with_world
+async def test_tenants_that_share_a_resource_have_business_keys_of_their_own(world: World) -> None:
     """``key=`` of the pool makes one key of them: an order 4711 of the second one is no duplicate."""
+    world.create()
+    shared = Ledger()
 
-    async def scenario(world: World) -> Ledger:
-        world.create()
-        shared = Ledger()
+    @asynccontextmanager
+    async def provide(_: Tenant) -> AsyncIterator[Ledger]:
+        yield shared
 
-        @asynccontextmanager
-        async def provide(_: Tenant) -> AsyncIterator[Ledger]:
-            yield shared
+    pool = ResourcePool(provide, key=lambda _: "shared")
+    orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
 
-        pool = ResourcePool(provide, key=lambda _: "shared")
-        orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+    @orders.handler
+    async def handle(order: Order, ctx: Ctx) -> None:
+        async with ctx.transaction(key=order.order_id) as effects:
+            effects.append(f"{ctx.context.tenant_id}:{order.order_id}")
 
-        @orders.handler
-        async def handle(order: Order, ctx: Ctx) -> None:
-            async with ctx.transaction(key=order.order_id) as effects:
-                effects.append(f"{ctx.context.tenant_id}:{order.order_id}")
-
-        world.send_orders("4711", "4711")
-        world.send_orders("4711", tenant="b")
-        async with orders:
-            await asyncio.sleep(10)
-        assert world.counts() == (0, 0)
-        return shared
-
-    assert sorted(in_world(scenario).effects) == ["a:4711", "b:4711"]
+    world.send_orders("4711", "4711")
+    world.send_orders("4711", tenant="b")
+    async with orders:
+        await asyncio.sleep(10)
+    assert world.counts() == (0, 0)
+    assert sorted(shared.effects) == ["a:4711", "b:4711"]

@@ -35,14 +35,11 @@ async def _fine(_: str) -> None:
     await asyncio.sleep(0)
 
 
-def test_a_connection_that_is_greeted_is_the_callers() -> None:
+@in_virtual_time
+async def test_a_connection_that_is_greeted_is_the_callers() -> None:
     """Nothing is discarded."""
     wire = Wire()
-
-    async def main() -> str:
-        return await Attempts(5.0, wire.discard, "db/a").make(wire.connect, _fine)
-
-    assert run_virtual(main()) == "connection"
+    assert await Attempts(5.0, wire.discard, "db/a").make(wire.connect, _fine) == "connection"
     assert wire.discarded == []
 
 
@@ -76,19 +73,17 @@ def test_what_a_driver_raises_says_where_the_connection_leads() -> None:
 
 
 @pytest.mark.parametrize("stage", ["connect", "greet"])
-def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
+@in_virtual_time
+async def test_an_attempt_is_bounded_greeting_included(stage: str) -> None:
     """A server that accepts and then says nothing counts as well."""
     wire = Wire(takes=60.0 if stage == "connect" else 1.0)
 
     async def silent(_: str) -> None:
         await asyncio.sleep(60.0)
 
-    async def main() -> float:
-        with pytest.raises(TimeoutError, match="no connection to db/a was made within 5 s"):
-            await Attempts(5.0, wire.discard, "db/a").make(wire.connect, silent)
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == 5.0
+    with pytest.raises(TimeoutError, match="no connection to db/a was made within 5 s"):
+        await Attempts(5.0, wire.discard, "db/a").make(wire.connect, silent)
+    assert asyncio.get_running_loop().time() == 5.0
     assert wire.discarded == ([] if stage == "connect" else ["connection"])
 
 

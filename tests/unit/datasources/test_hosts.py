@@ -42,18 +42,15 @@ class Servers:
     ],
 )
 @pytest.mark.parametrize("how", ["silent", "refusing"])
-def test_the_second_host_is_asked_when_the_first_one_is_of_no_use(
+@in_virtual_time
+async def test_the_second_host_is_asked_when_the_first_one_is_of_no_use(
     dsn: str | None, keywords: dict[str, Any], asked: list[Any], how: str
 ) -> None:
     """After its share of the time, or at once where it refuses."""
     servers = Servers(**{how: ("a",)})
-
-    async def main() -> float:
-        given = [] if dsn is None else [dsn]
-        assert await connect_in_turn(servers.connect, 5.0, *given, **keywords) == asked[1][0]
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == (2.5 if how == "silent" else 0.0)
+    given = [] if dsn is None else [dsn]
+    assert await connect_in_turn(servers.connect, 5.0, *given, **keywords) == asked[1][0]
+    assert asyncio.get_running_loop().time() == (2.5 if how == "silent" else 0.0)
     assert servers.asked == asked
 
 

@@ -439,7 +439,9 @@ async def test_a_letter_that_cannot_go_home_holds_up_no_other(
         assert not of_queue or refused == 1  # what it refuses for good is not asked for again
 
 
-def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
+@with_world
+async def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
+    world: World,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A bad entry has each of its call sent by itself, and then the queue takes nothing any longer."""
@@ -453,21 +455,17 @@ def test_what_went_home_alone_is_not_sent_again_where_the_next_one_ends_the_run(
         sent.extend(each.body for each in messages)
         return await send(queue, messages)
 
-    async def scenario(world: World) -> None:
-        nonlocal most
-        async with world.client:
-            world.create(dead_letters="dead", receives=1)
-            for body in (*"0123456", "bad"):
-                world.send(body)
-            await moved_by_sqs(world, "orders")
-            monkeypatch.setattr(MemoryQueue, "send", refusing)
-            with pytest.raises(ServiceUnavailable):
-                await (await desk(world)).redrive(dry_run=False, reason="try")
-            most = 100
+    async with world.client:
+        world.create(dead_letters="dead", receives=1)
+        for body in (*"0123456", "bad"):
+            world.send(body)
+        await moved_by_sqs(world, "orders")
+        monkeypatch.setattr(MemoryQueue, "send", refusing)
+        with pytest.raises(ServiceUnavailable):
             await (await desk(world)).redrive(dry_run=False, reason="try")
-            assert (sorted(sent), world.counts("dead")) == ([*"0123456"], (1, 0))
-
-    in_world(scenario)
+        most = 100
+        await (await desk(world)).redrive(dry_run=False, reason="try")
+        assert (sorted(sent), world.counts("dead")) == ([*"0123456"], (1, 0))
 
 
 @with_world

@@ -58,20 +58,17 @@ def _fails(tenant: Tenant) -> int:
         (lambda _: "many", None, "chose str, which is no such number; no limit applies"),
     ],
 )
-def test_a_limit_that_cannot_be_chosen_is_told_once(
-    chooses: Any, per_tenant: int | None, said: str, caplog: pytest.LogCaptureFixture
+@with_world
+async def test_a_limit_that_cannot_be_chosen_is_told_once(
+    world: World, chooses: Any, per_tenant: int | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The default applies, which may be no limit at all."""
-
-    async def scenario(world: World) -> Diary:
-        world.create()
-        diary = Diary()
-        world.send_orders(*map(str, range(10)), tenant="a", seconds=0.5)
-        async with replica(world, diary, Fleet(FaultyState(), per_tenant=per_tenant, overrides=chooses)):
-            await asyncio.sleep(10)
-        return diary
-
-    assert in_world(scenario).most == {"a": per_tenant or 8}
+    world.create()
+    diary = Diary()
+    world.send_orders(*map(str, range(10)), tenant="a", seconds=0.5)
+    async with replica(world, diary, Fleet(FaultyState(), per_tenant=per_tenant, overrides=chooses)):
+        await asyncio.sleep(10)
+    assert diary.most == {"a": per_tenant or 8}
     [line] = [each for each in caplog.messages if "overrides" in each]
     assert line.startswith(f"Fleet(overrides=...) for tenant a:eu-west-1 {said}")
 
@@ -247,24 +244,21 @@ async def test_a_decision_about_a_tenant_without_messages_stays_in_the_list(worl
         assert list(one.tenants) == []
 
 
-def test_a_limit_by_an_operator_is_the_fleets() -> None:
+@with_world
+async def test_a_limit_by_an_operator_is_the_fleets(world: World) -> None:
     """F11: limit(concurrency=2) is two handlers over both replicas, and ends when it is taken back."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create()
-        diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=10)
-        one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
-        async with one, two:
-            one.tenants.limit(A, concurrency=2)
-            await asyncio.sleep(1.5)
-            world.send_orders(*map(str, range(200)), tenant="a", seconds=0.2)
-            await asyncio.sleep(10)
-            limited = diary.most["a"]
-            two.tenants.limit(A, concurrency=None)
-            await asyncio.sleep(10)
-        return limited, diary.most["a"]
-
-    limited, after = in_world(scenario)
+    world.create()
+    diary, fleet = Diary(), Fleet(FaultyState(), per_tenant=10)
+    one, two = replica(world, diary, fleet, "one"), replica(world, diary, fleet, "two")
+    async with one, two:
+        one.tenants.limit(A, concurrency=2)
+        await asyncio.sleep(1.5)
+        world.send_orders(*map(str, range(200)), tenant="a", seconds=0.2)
+        await asyncio.sleep(10)
+        limited = diary.most["a"]
+        two.tenants.limit(A, concurrency=None)
+        await asyncio.sleep(10)
+    after = diary.most["a"]
     assert limited == 2
     assert after == 10
 
@@ -338,23 +332,20 @@ def test_nothing_fails_while_the_store_is_gone(way: str, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(("fallback", "most"), [("stop", 0), ("local", 8), ("share", 4)])
-def test_the_fallback_is_chosen(fallback: str, most: int) -> None:
+@with_world
+async def test_the_fallback_is_chosen(world: World, fallback: str, most: int) -> None:
     """F8: once slots have run out: nothing, what the replica itself allows, or its part."""
-
-    async def scenario(world: World) -> int:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        fleet = Fleet(state, per_tenant=4, lease=6, fallback=fallback)  # type: ignore[arg-type]
-        world.send_orders(*map(str, range(300)), tenant="a", seconds=1.0)
-        async with replica(world, diary, fleet):
-            await asyncio.sleep(3)
-            state.gone = True
-            await asyncio.sleep(9)
-            diary.most.clear()
-            await asyncio.sleep(5)
-            return diary.most["a"]
-
-    assert in_world(scenario) == most
+    world.create()
+    diary, state = Diary(), FaultyState()
+    fleet = Fleet(state, per_tenant=4, lease=6, fallback=fallback)  # type: ignore[arg-type]
+    world.send_orders(*map(str, range(300)), tenant="a", seconds=1.0)
+    async with replica(world, diary, fleet):
+        await asyncio.sleep(3)
+        state.gone = True
+        await asyncio.sleep(9)
+        diary.most.clear()
+        await asyncio.sleep(5)
+        assert diary.most["a"] == most
 
 
 @with_world
@@ -391,103 +382,93 @@ def test_a_rate_holds_over_all_replicas(rate: float) -> None:
         assert sum(at <= other < at + 5.0 for other in starts) <= rate * (5 + 4) + 3
 
 
-def test_a_limit_takes_no_reason_from_a_quarantine_of_the_fleet() -> None:
+@with_world
+async def test_a_limit_takes_no_reason_from_a_quarantine_of_the_fleet(world: World) -> None:
     """Neither where it was decided nor elsewhere, nor while the store is gone."""
-
-    async def scenario(world: World) -> list[str | None]:
-        world.create(dead_letters="dead")
-        diary, state = Diary(), FaultyState()
-        one, two = (replica(world, diary, Fleet(state), name) for name in ("one", "two"))
-        found: list[str | None] = []
-        async with one, two:
-            one.tenants.quarantine(A, reason="corrupt import")
-            await asyncio.sleep(3)
-            state.gone = True
-            two.tenants.limit(A, rate=5, reason="its database is slow")
-            found.append(two.tenants[A].reason)
-            await asyncio.sleep(3)
-            state.gone = False
-            await asyncio.sleep(30)
-            found += [each.tenants[A].reason for each in (one, two)]
-            one.tenants.resume(A)
-            await asyncio.sleep(5)
-            return found + [each.tenants[A].reason for each in (one, two)]
-
-    assert in_world(scenario) == ["corrupt import"] * 3 + ["its database is slow"] * 2
+    world.create(dead_letters="dead")
+    diary, state = Diary(), FaultyState()
+    one, two = (replica(world, diary, Fleet(state), name) for name in ("one", "two"))
+    found: list[str | None] = []
+    async with one, two:
+        one.tenants.quarantine(A, reason="corrupt import")
+        await asyncio.sleep(3)
+        state.gone = True
+        two.tenants.limit(A, rate=5, reason="its database is slow")
+        found.append(two.tenants[A].reason)
+        await asyncio.sleep(3)
+        state.gone = False
+        await asyncio.sleep(30)
+        found += [each.tenants[A].reason for each in (one, two)]
+        one.tenants.resume(A)
+        await asyncio.sleep(5)
+        assert (found + [each.tenants[A].reason for each in (one, two)]) == ["corrupt import"] * 3 + [
+            "its database is slow"
+        ] * 2
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_an_open_counts_as_no_start_in_the_fleet(lost: bool) -> None:
+@with_world
+async def test_an_open_counts_as_no_start_in_the_fleet(world: World, lost: bool) -> None:
     """Each message finds its tenant's resources closed; also by the part of the rate when the store is gone."""
-
-    async def scenario(world: World) -> int:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        world.send_orders(*map(str, range(100)), tenant="a")
-        pool = ResourcePool(Databases(), limits=PoolLimits(idle=2))
-        async with replica(world, diary, Fleet(state, rate=0.1), resources=pool):
-            await asyncio.sleep(1)
-            state.gone = lost
-            await asyncio.sleep(200)
-            return len(diary.starts)
-
-    assert 19 <= in_world(scenario) <= 22
+    world.create()
+    diary, state = Diary(), FaultyState()
+    world.send_orders(*map(str, range(100)), tenant="a")
+    pool = ResourcePool(Databases(), limits=PoolLimits(idle=2))
+    async with replica(world, diary, Fleet(state, rate=0.1), resources=pool):
+        await asyncio.sleep(1)
+        state.gone = lost
+        await asyncio.sleep(200)
+        assert 19 <= len(diary.starts) <= 22
 
 
 @pytest.mark.parametrize("how", ["divert", "quarantine"])
-def test_a_rate_of_the_fleet_keeps_nothing_back_that_is_sent_away(how: str) -> None:
+@with_world
+async def test_a_rate_of_the_fleet_keeps_nothing_back_that_is_sent_away(world: World, how: str) -> None:
     """Its backlog starts no handler, and leaves from every replica at once."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create(dead_letters="dead", receives=5)
-        world.create("aside")
-        diary, state = Diary(), FaultyState()
-        replicas = [replica(world, diary, Fleet(state, rate=0.01), name) for name in ("one", "two")]
-        world.send_orders(*map(str, range(100)), tenant="a")
-        async with AsyncExitStack() as stack:
-            for each in replicas:
-                await stack.enter_async_context(each)
-            await asyncio.sleep(5)
-            if how == "divert":
-                replicas[0].tenants.divert(A, queue="aside", reason="backlog")
-            else:
-                replicas[0].tenants.quarantine(A, reason="corrupt import")
-            await asyncio.sleep(30)
-            return len(diary.starts), world.counts("aside" if how == "divert" else "dead")[0]
-
-    assert in_world(scenario) == (1, 99)
+    world.create(dead_letters="dead", receives=5)
+    world.create("aside")
+    diary, state = Diary(), FaultyState()
+    replicas = [replica(world, diary, Fleet(state, rate=0.01), name) for name in ("one", "two")]
+    world.send_orders(*map(str, range(100)), tenant="a")
+    async with AsyncExitStack() as stack:
+        for each in replicas:
+            await stack.enter_async_context(each)
+        await asyncio.sleep(5)
+        if how == "divert":
+            replicas[0].tenants.divert(A, queue="aside", reason="backlog")
+        else:
+            replicas[0].tenants.quarantine(A, reason="corrupt import")
+        await asyncio.sleep(30)
+        assert (len(diary.starts), world.counts("aside" if how == "divert" else "dead")[0]) == (1, 99)
 
 
-def test_each_outage_of_the_store_leaves_each_replica_its_part_of_a_rate() -> None:
+@with_world
+async def test_each_outage_of_the_store_leaves_each_replica_its_part_of_a_rate(world: World) -> None:
     """F8: one replica goes on with all of it, three with a third each, one with all again: whatever was before."""
+    world.create()
+    diary, state = Diary(), FaultyState()
+    found: list[dict[str, float]] = []
 
-    async def scenario(world: World) -> list[dict[str, float]]:
-        world.create()
-        diary, state = Diary(), FaultyState()
-        found: list[dict[str, float]] = []
+    async def lose_the_store() -> None:
+        world.send_orders(*map(str, range(1000)), tenant="a", seconds=0.001)
+        await asyncio.sleep(20)
+        state.gone = True
+        await asyncio.sleep(10)
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(20)
+        found.append({name: sum(at >= began for at in diary.by(name)) / 20 / 5 for name in names})
+        state.gone = False
+        await asyncio.sleep(20)
 
-        async def lose_the_store() -> None:
-            world.send_orders(*map(str, range(1000)), tenant="a", seconds=0.001)
-            await asyncio.sleep(20)
-            state.gone = True
-            await asyncio.sleep(10)
-            began = asyncio.get_running_loop().time()
-            await asyncio.sleep(20)
-            found.append({name: sum(at >= began for at in diary.by(name)) / 20 / 5 for name in names})
-            state.gone = False
-            await asyncio.sleep(20)
-
-        names = ["one", "two", "three"]
-        one, two, three = (replica(world, diary, Fleet(state, rate=5, lease=6), name) for name in names)
-        await asyncio.sleep(1000)  # a clock that has run for a while
-        async with one:
+    names = ["one", "two", "three"]
+    one, two, three = (replica(world, diary, Fleet(state, rate=5, lease=6), name) for name in names)
+    await asyncio.sleep(1000)  # a clock that has run for a while
+    async with one:
+        await lose_the_store()
+        async with two, three:
             await lose_the_store()
-            async with two, three:
-                await lose_the_store()
-            await lose_the_store()
-        return found
-
-    alone, together, alone_again = in_world(scenario)
+        await lose_the_store()
+    alone, together, alone_again = found
     for parts in (alone, alone_again):
         assert parts == {"one": pytest.approx(1, abs=0.1), "two": 0, "three": 0}
     assert together == dict.fromkeys(("one", "two", "three"), pytest.approx(1 / 3, abs=0.1))
@@ -576,27 +557,24 @@ async def test_a_tenant_without_a_slot_here_makes_room_for_others(world: World) 
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.3])
-def test_an_order_that_another_replica_gives_too_ends_for_both(apart: float) -> None:
+@with_world
+async def test_an_order_that_another_replica_gives_too_ends_for_both(world: World, apart: float) -> None:
     """As where every replica is told of a new password: the newest order takes the place of the others."""
+    world.create()
+    state, ended = FaultyState(), list[str]()
 
-    async def scenario(world: World) -> list[str]:
-        world.create()
-        state, ended = FaultyState(), list[str]()
+    async def invalidate(name: str, seconds: float) -> None:
+        async with replica(world, Diary(), Fleet(state, per_tenant=8), name) as one:
+            await asyncio.sleep(1 + seconds)
+            await one.tenants.invalidate(A, timeout=60)
+            await one.tenants.close(A, timeout=60)
+            ended.append(name)
+            await asyncio.sleep(30)
 
-        async def invalidate(name: str, seconds: float) -> None:
-            async with replica(world, Diary(), Fleet(state, per_tenant=8), name) as one:
-                await asyncio.sleep(1 + seconds)
-                await one.tenants.invalidate(A, timeout=60)
-                await one.tenants.close(A, timeout=60)
-                ended.append(name)
-                await asyncio.sleep(30)
-
-        names = ("one", "two", "three")
-        await asyncio.gather(*(invalidate(name, place * apart) for place, name in enumerate(names)))
-        assert not [field for field in state.store.decisions("orders").fields if field.startswith(("order", "done"))]
-        return sorted(ended)
-
-    assert in_world(scenario) == ["one", "three", "two"]
+    names = ("one", "two", "three")
+    await asyncio.gather(*(invalidate(name, place * apart) for place, name in enumerate(names)))
+    assert not [field for field in state.store.decisions("orders").fields if field.startswith(("order", "done"))]
+    assert sorted(ended) == ["one", "three", "two"]
 
 
 class DeafState(FaultyState):
@@ -610,14 +588,13 @@ class DeafState(FaultyState):
 
 
 @pytest.mark.parametrize("after", [3.1, 3.3, 3.5, 3.7, 3.9, 4.1])
-def test_a_stop_ends_although_the_client_of_the_store_swallows_its_cancellation(after: float) -> None:
+@with_world
+async def test_a_stop_ends_although_the_client_of_the_store_swallows_its_cancellation(
+    world: World, after: float
+) -> None:
     """In the middle of an exchange, or between two."""
-
-    async def scenario(world: World) -> float:
-        world.create()
-        async with replica(world, Diary(), Fleet(DeafState(), per_tenant=3)):
-            await asyncio.sleep(after)
-            began = asyncio.get_running_loop().time()
-        return asyncio.get_running_loop().time() - began
-
-    assert in_world(scenario) < 5
+    world.create()
+    async with replica(world, Diary(), Fleet(DeafState(), per_tenant=3)):
+        await asyncio.sleep(after)
+        began = asyncio.get_running_loop().time()
+    assert (asyncio.get_running_loop().time() - began) < 5

@@ -14,7 +14,7 @@ import pytest
 from postroom import BatchContext, Consumer
 from postroom.integrations.logs import JsonFormatter, MessageFields, message_fields
 from postroom.log_fields import FIELDS
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, with_world
 
 
 def written(*arguments: object, text: object = "hello", **fields: Any) -> dict[str, Any]:
@@ -83,24 +83,21 @@ def test_an_exception_is_one_field() -> None:
     assert written(exc_text="rendered")["exception"] == "rendered"
 
 
-def test_a_line_of_a_batch_handler_names_what_its_messages_share() -> None:
+@with_world
+async def test_a_line_of_a_batch_handler_names_what_its_messages_share(world: World) -> None:
     """The queue and the tenant, in threads too; no message alone, also not the one that began the batch."""
+    world.create()
+    seen: list[dict[str, object]] = []
+    orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> list[dict[str, object]]:
-        world.create()
-        seen: list[dict[str, object]] = []
-        orders: Consumer[Tenant, None] = Consumer("orders", context=Tenant, client=world.client)
+    @orders.batch_handler(size=2)
+    async def store(payloads: list[Order], batch: BatchContext[Tenant, None]) -> None:
+        seen.extend([message_fields(), await asyncio.to_thread(message_fields)])
 
-        @orders.batch_handler(size=2)
-        async def store(payloads: list[Order], batch: BatchContext[Tenant, None]) -> None:
-            seen.extend([message_fields(), await asyncio.to_thread(message_fields)])
-
-        world.send_orders("1", "2", tenant="acme")
-        async with orders:
-            await asyncio.sleep(5)
-        return seen
-
-    assert in_world(scenario) == 2 * [{"queue": "orders", "tenant": "acme:eu-west-1", "step": "handler"}]
+    world.send_orders("1", "2", tenant="acme")
+    async with orders:
+        await asyncio.sleep(5)
+    assert seen == 2 * [{"queue": "orders", "tenant": "acme:eu-west-1", "step": "handler"}]
 
 
 def test_outside_of_a_handler_there_are_no_fields() -> None:

@@ -40,18 +40,15 @@ async def test_the_least_recently_used_gives_way() -> None:
     assert databases.attempts == {A: 1, B: 1, C: 1, D: 1}
 
 
-def test_the_budget_comes_back_only_when_the_close_has_finished() -> None:
+@in_virtual_time
+async def test_the_budget_comes_back_only_when_the_close_has_finished() -> None:
     """I3: a slow close delays the open that waits for its budget."""
     databases = Databases(close_seconds=5.0)
-
-    async def main() -> float:
-        async with ResourcePool(databases.provide, limits=PoolLimits(budget=1)) as pool:
-            await touch(pool, A)
-            started = asyncio.get_running_loop().time()
-            await touch(pool, B)
-            return asyncio.get_running_loop().time() - started
-
-    assert run_virtual(main()) == pytest.approx(5.1)
+    async with ResourcePool(databases.provide, limits=PoolLimits(budget=1)) as pool:
+        await touch(pool, A)
+        started = asyncio.get_running_loop().time()
+        await touch(pool, B)
+        assert (asyncio.get_running_loop().time() - started) == pytest.approx(5.1)
     assert databases.most_live == 1
 
 

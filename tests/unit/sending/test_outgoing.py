@@ -8,7 +8,7 @@ import pytest
 
 from postroom import ConfigurationError, Consumer, ContextError, MessageContext
 from postroom.sending import outgoing, send
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, with_world
 
 
 class Named(NamedTuple):
@@ -41,25 +41,22 @@ def test_a_group_may_be_chosen_and_attributes_are_added() -> None:
     )
 
 
-def test_a_consumer_reads_the_context_back() -> None:
+@with_world
+async def test_a_consumer_reads_the_context_back(world: World) -> None:
     """Sent with the helper, handled with the same context."""
+    world.create()
+    seen: list[tuple[Tenant, str | None]] = []
+    orders = Consumer("orders", context=Tenant, client=world.client)
 
-    async def scenario(world: World) -> tuple[Tenant, str | None]:
-        world.create()
-        seen: list[tuple[Tenant, str | None]] = []
-        orders = Consumer("orders", context=Tenant, client=world.client)
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        seen.append((ctx.context, ctx.message.group_id))
+        orders.stop()
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            seen.append((ctx.context, ctx.message.group_id))
-            orders.stop()
-
-        async with world.client:
-            await send(await world.client.queue("orders"), Order("1"), Tenant("t1", "us-east-1"))
-        await orders.run()
-        return seen[0]
-
-    assert in_world(scenario) == (Tenant("t1", "us-east-1"), "t1/us-east-1")
+    async with world.client:
+        await send(await world.client.queue("orders"), Order("1"), Tenant("t1", "us-east-1"))
+    await orders.run()
+    assert seen[0] == (Tenant("t1", "us-east-1"), "t1/us-east-1")
 
 
 def test_a_context_that_would_not_be_read_back_is_refused() -> None:

@@ -64,51 +64,43 @@ async def test_everything_goes_along(world: World) -> None:
     assert message.message_attributes == whole.message_attributes
 
 
-def test_it_sends_no_more_than_it_was_told() -> None:
+@with_world
+async def test_it_sends_no_more_than_it_was_told(world: World) -> None:
     """The rest stays visible."""
-
-    async def scenario(world: World) -> tuple[Relayed, tuple[int, int], tuple[int, int]]:
-        world.create("here")
-        world.create("there")
-        for number in range(40):
-            world.send(str(number), queue="here")
-        done = await relay("here", "there", limit=25, client=world.client)
-        return done, world.counts("here"), world.counts("there")
-
-    assert in_world(scenario) == (Relayed(25, 0), (15, 0), (25, 0))
+    world.create("here")
+    world.create("there")
+    for number in range(40):
+        world.send(str(number), queue="here")
+    done = await relay("here", "there", limit=25, client=world.client)
+    assert (done, world.counts("here"), world.counts("there")) == (Relayed(25, 0), (15, 0), (25, 0))
 
 
-def test_what_its_target_refuses_stays_and_blocks_nothing() -> None:
+@with_world
+async def test_what_its_target_refuses_stays_and_blocks_nothing(world: World) -> None:
     """It is visible again at the end, and the log says why."""
-
-    async def scenario(world: World) -> tuple[Relayed, tuple[int, int], int]:
-        world.create("here")
-        world.create("there", MaximumMessageSize="1024")
-        for number in range(30):
-            world.send("x" * (2000 if number % 3 == 0 else 10), queue="here")
-        done = await relay("here", "there", client=world.client)
-        return done, world.counts("here"), len(await _all(world, "there"))
-
-    assert in_world(scenario) == (Relayed(20, 10), (10, 0), 20)
+    world.create("here")
+    world.create("there", MaximumMessageSize="1024")
+    for number in range(30):
+        world.send("x" * (2000 if number % 3 == 0 else 10), queue="here")
+    done = await relay("here", "there", client=world.client)
+    assert (done, world.counts("here"), len(await _all(world, "there"))) == (Relayed(20, 10), (10, 0), 20)
 
 
-def test_a_target_that_takes_none_is_told_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@with_world
+async def test_a_target_that_takes_none_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With how many messages it left: a line for each would say the same forty times."""
 
     async def denied(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> NoReturn:
         raise AccessDenied("allow sqs:SendMessage")
 
-    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
-        world.create("here")
-        world.create("there")
-        for number in range(40):
-            world.send(str(number), queue="here")
-        monkeypatch.setattr(MemoryQueue, "send", denied)
-        return await relay("here", "there", client=world.client), world.counts("here")
-
-    assert in_world(scenario) == (Relayed(0, 40), (40, 0))
+    world.create("here")
+    world.create("there")
+    for number in range(40):
+        world.send(str(number), queue="here")
+    monkeypatch.setattr(MemoryQueue, "send", denied)
+    assert (await relay("here", "there", client=world.client), world.counts("here")) == (Relayed(0, 40), (40, 0))
     [said] = caplog.messages
     assert said == (
         "Relayed none of 40 messages to queue there, which takes none; they stay in queue here: "
@@ -117,7 +109,10 @@ def test_a_target_that_takes_none_is_told_once(
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_one_that_is_cancelled_shows_what_it_has_in_hand(monkeypatch: pytest.MonkeyPatch, *, answers: bool) -> None:
+@with_world
+async def test_one_that_is_cancelled_shows_what_it_has_in_hand(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
     """At once, and not after two minutes. A queue that does not answer keeps it for five seconds at most."""
     sending = asyncio.Event()
 
@@ -126,42 +121,41 @@ def test_one_that_is_cancelled_shows_what_it_has_in_hand(monkeypatch: pytest.Mon
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create("here")
-        world.create("there")
-        for number in range(40):
-            world.send(str(number), queue="here")
-        monkeypatch.setattr(MemoryQueue, "send", hangs)
-        if not answers:
-            monkeypatch.setattr(MemoryQueue, "change_visibility", hangs)
-        moving = asyncio.create_task(relay("here", "there", parallel=2, client=world.client))
-        await sending.wait()
-        await asyncio.sleep(1)
-        began = asyncio.get_running_loop().time()
-        moving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await moving
-        assert asyncio.get_running_loop().time() - began == pytest.approx(0 if answers else 5)
-        return world.counts("here")
-
-    assert in_world(scenario) == ((40, 0) if answers else (20, 20))
+    world.create("here")
+    world.create("there")
+    for number in range(40):
+        world.send(str(number), queue="here")
+    monkeypatch.setattr(MemoryQueue, "send", hangs)
+    if not answers:
+        monkeypatch.setattr(MemoryQueue, "change_visibility", hangs)
+    moving = asyncio.create_task(relay("here", "there", parallel=2, client=world.client))
+    await sending.wait()
+    await asyncio.sleep(1)
+    began = asyncio.get_running_loop().time()
+    moving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await moving
+    assert asyncio.get_running_loop().time() - began == pytest.approx(0 if answers else 5)
+    assert world.counts("here") == ((40, 0) if answers else (20, 20))
 
 
-def test_a_change_may_rewrite_and_may_keep() -> None:
+@with_world
+async def test_a_change_may_rewrite_and_may_keep(world: World) -> None:
     """None keeps the message."""
 
     def change(message: Message, copy: OutgoingMessage) -> OutgoingMessage | None:
         return None if message.body == "keep" else msgspec.structs.replace(copy, body=copy.body.upper())
 
-    async def scenario(world: World) -> tuple[Relayed, list[str], tuple[int, int]]:
-        world.create("here")
-        world.create("there")
-        world.send("keep", queue="here")
-        world.send("move", queue="here")
-        done = await relay("here", "there", change=change, client=world.client)
-        return done, [message.body for message in await _all(world, "there")], world.counts("here")
-
-    assert in_world(scenario) == (Relayed(1, 1), ["MOVE"], (1, 0))
+    world.create("here")
+    world.create("there")
+    world.send("keep", queue="here")
+    world.send("move", queue="here")
+    done = await relay("here", "there", change=change, client=world.client)
+    assert (done, [message.body for message in await _all(world, "there")], world.counts("here")) == (
+        Relayed(1, 1),
+        ["MOVE"],
+        (1, 0),
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -226,31 +220,30 @@ def _fail(*_: object) -> Any:
         ({"target": lambda _: 5}, ConfigurationError),
     ],
 )
-def test_a_function_that_fails_leaves_everything_visible(options: dict[str, Any], error: type[Exception]) -> None:
+@with_world
+async def test_a_function_that_fails_leaves_everything_visible(
+    world: World, options: dict[str, Any], error: type[Exception]
+) -> None:
     """It ends the relay, and the source's messages can be received at once."""
-
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create("here")
-        world.create("there")
-        for _ in range(12):
-            world.send("x", queue="here")
-        with pytest.raises(error):
-            await relay("here", **{"target": "there", **options}, parallel=1, client=world.client)
-        return world.counts("here")
-
-    assert in_world(scenario) == (12, 0)
-
-
-def test_a_message_is_not_sent_to_the_queue_that_it_is_in() -> None:
-    """It would be received and sent again without an end."""
-
-    async def scenario(world: World) -> tuple[Relayed, tuple[int, int]]:
-        world.create("here")
+    world.create("here")
+    world.create("there")
+    for _ in range(12):
         world.send("x", queue="here")
-        async with asyncio.timeout(600):
-            return await relay("here", lambda _: "here", client=world.client), world.counts("here")
+    with pytest.raises(error):
+        await relay("here", **{"target": "there", **options}, parallel=1, client=world.client)
+    assert world.counts("here") == (12, 0)
 
-    assert in_world(scenario) == (Relayed(0, 1), (1, 0))
+
+@with_world
+async def test_a_message_is_not_sent_to_the_queue_that_it_is_in(world: World) -> None:
+    """It would be received and sent again without an end."""
+    world.create("here")
+    world.send("x", queue="here")
+    async with asyncio.timeout(600):
+        assert (await relay("here", lambda _: "here", client=world.client), world.counts("here")) == (
+            Relayed(0, 1),
+            (1, 0),
+        )
 
 
 @with_world

@@ -38,10 +38,10 @@ from postroom.payloads import KeyRing, context_from_attributes, decoder_for, sig
 from postroom.payloads.encoding import encode_payload, encoder_for
 from postroom.sending import AttributeInput
 from postroom.sending.posting import Outcome
-from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
 from support.bodies import message as a_message
+from support.virtual import in_virtual_time
 from support.world import Order, Tenant, World, in_world, with_world
 
 
@@ -548,66 +548,58 @@ def test_a_trace_that_cannot_be_written_keeps_no_message_back(caplog: pytest.Log
     assert "sent without it" in caplog.text
 
 
-def test_a_consumer_handles_what_a_sender_signed() -> None:
+@with_world
+async def test_a_consumer_handles_what_a_sender_signed(world: World) -> None:
     """Of a pydantic model, with context, group and signature; the extra attribute is there too."""
     keys = KeyRing({"2026-11": b"k" * 32})
+    world.create()
+    seen: list[object] = []
+    resolver = signed(context_from_attributes(Tenant), keys=keys, queue="orders")
+    orders = Consumer("orders", context=resolver, client=world.client)
 
-    async def scenario(world: World) -> list[object]:
-        world.create()
-        seen: list[object] = []
-        resolver = signed(context_from_attributes(Tenant), keys=keys, queue="orders")
-        orders = Consumer("orders", context=resolver, client=world.client)
+    @orders.handler
+    async def record(basket: Basket, ctx: MessageContext[Tenant]) -> None:
+        seen.extend([basket, ctx.context, ctx.message.group_id, ctx.message.attributes["traceparent"]])
+        orders.stop()
 
-        @orders.handler
-        async def record(basket: Basket, ctx: MessageContext[Tenant]) -> None:
-            seen.extend([basket, ctx.context, ctx.message.group_id, ctx.message.attributes["traceparent"]])
-            orders.stop()
-
-        sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), trace=_trace, client=world.client)
-        async with sender:
-            await sender.send(Basket(items=[ITEM]), context=Tenant("acme"))
-        await orders.run()
-        return seen
-
-    assert in_world(scenario) == [Basket(items=[ITEM]), Tenant("acme"), "acme/eu-west-1", "00-a-b-01"]
+    sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), trace=_trace, client=world.client)
+    async with sender:
+        await sender.send(Basket(items=[ITEM]), context=Tenant("acme"))
+    await orders.run()
+    assert seen == [Basket(items=[ITEM]), Tenant("acme"), "acme/eu-west-1", "00-a-b-01"]
 
 
-def test_many_are_sent_in_batches_and_their_ids_returned_in_order() -> None:
+@with_world
+async def test_many_are_sent_in_batches_and_their_ids_returned_in_order(world: World) -> None:
     """Ten at a time."""
-
-    async def scenario(world: World) -> tuple[list[str], list[str], tuple[int, int]]:
-        world.create()
-        async with Sender("orders", context=Tenant, client=world.client) as sender, world.client:
-            assert sender.info.name == "orders"
-            ids = await sender.send_many([Order(str(n)) for n in range(25)], context=Tenant("acme"))
-            queue = await world.client.queue("orders")
-            found: dict[str, str] = {}
-            while batch := await queue.receive(limit=10, wait=0, visibility=30):
-                found |= {msgspec.json.decode(message.body)["order_id"]: message.id for message in batch}
-        return ids, [found[str(n)] for n in range(25)], world.counts()
-
-    ids, received, counts = in_world(scenario)
+    world.create()
+    async with Sender("orders", context=Tenant, client=world.client) as sender, world.client:
+        assert sender.info.name == "orders"
+        ids = await sender.send_many([Order(str(n)) for n in range(25)], context=Tenant("acme"))
+        queue = await world.client.queue("orders")
+        found: dict[str, str] = {}
+        while batch := await queue.receive(limit=10, wait=0, visibility=30):
+            found |= {msgspec.json.decode(message.body)["order_id"]: message.id for message in batch}
+    received, counts = [found[str(n)] for n in range(25)], world.counts()
     assert ids == received
     assert counts == (0, 25)
 
 
-def test_a_transform_changes_what_is_signed_and_sent() -> None:
+@with_world
+async def test_a_transform_changes_what_is_signed_and_sent(world: World) -> None:
     """Such as one that moves the body elsewhere; it may be async."""
     keys = KeyRing({"k": b"x" * 32})
 
     async def shorten(message: OutgoingMessage) -> OutgoingMessage:
         return msgspec.structs.replace(message, body="pointer")
 
-    async def scenario(world: World) -> str:
-        world.create()
-        sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), transform=shorten, client=world.client)
-        async with sender, world.client:
-            await sender.send("x" * 2_000_000, context=Tenant("acme"))
-            [message] = await (await world.client.queue("orders")).receive(limit=1, wait=0, visibility=30)
-            signed(context_from_attributes(Tenant), keys=keys, queue="orders", clock=lambda: 0.0)(message)
-            return message.body
-
-    assert in_world(scenario) == "pointer"
+    world.create()
+    sender = Sender("orders", context=Tenant, signing=Signing(keys=keys), transform=shorten, client=world.client)
+    async with sender, world.client:
+        await sender.send("x" * 2_000_000, context=Tenant("acme"))
+        [message] = await (await world.client.queue("orders")).receive(limit=1, wait=0, visibility=30)
+        signed(context_from_attributes(Tenant), keys=keys, queue="orders", clock=lambda: 0.0)(message)
+    assert message.body == "pointer"
 
 
 @with_world
@@ -720,7 +712,10 @@ def test_a_call_that_fails_is_tried_again_within_bounds() -> None:
 
 
 @pytest.mark.parametrize("fifo", [False, True])
-def test_many_messages_do_not_wait_one_by_one_for_a_queue_that_does_not_answer(*, fifo: bool) -> None:
+@with_world
+async def test_many_messages_do_not_wait_one_by_one_for_a_queue_that_does_not_answer(
+    world: World, *, fifo: bool
+) -> None:
     """Each call would take a minute: the first one behind the time limit is the last one."""
 
     class Silent(Refusing):
@@ -729,14 +724,11 @@ def test_many_messages_do_not_wait_one_by_one_for_a_queue_that_does_not_answer(*
                 await asyncio.sleep(3600)
             return await super().send(messages)
 
-    async def scenario(world: World) -> tuple[Outcome, float]:
-        began = asyncio.get_running_loop().time()
-        name = "orders.fifo" if fifo else "orders"
-        async with Sender(name, client=OneQueue(Silent(fifo=fifo))) as sender:
-            outcome = await sender.post([sender.message(str(number), group=str(number % 20)) for number in range(100)])
-        return outcome, asyncio.get_running_loop().time() - began
-
-    outcome, seconds = in_world(scenario)
+    began = asyncio.get_running_loop().time()
+    name = "orders.fifo" if fifo else "orders"
+    async with Sender(name, client=OneQueue(Silent(fifo=fifo))) as sender:
+        outcome = await sender.post([sender.message(str(number), group=str(number % 20)) for number in range(100)])
+    seconds = asyncio.get_running_loop().time() - began
     assert seconds <= 60.1
     assert [each is not None for each in outcome.message_ids] == [True] * 10 + [False] * 90
     assert [outcome.unsent[number].behind for number in range(10, 100)] == [False] * 10 + [True] * 80
@@ -824,7 +816,8 @@ def test_a_queue_with_a_smaller_limit_is_respected() -> None:
     assert queue.calls == []
 
 
-def test_a_send_that_is_never_answered_ends_all_the_same() -> None:
+@in_virtual_time
+async def test_a_send_that_is_never_answered_ends_all_the_same() -> None:
     """A transport that hangs does not hold its caller for longer than a minute."""
 
     class Silent:
@@ -838,16 +831,13 @@ def test_a_send_that_is_never_answered_ends_all_the_same() -> None:
         async def queue(self, name: str) -> Any:
             return Silent(await super().queue(name))
 
-    async def main() -> float:
-        began = asyncio.get_running_loop().time()
-        async with LocalBroker() as broker:
-            broker.create_queue("orders")
-            async with Sender[Any]("orders", client=Client(broker)) as sender:
-                with pytest.raises(SendFailed, match="no answer within 60 s"):
-                    await sender.send("x")
-                return asyncio.get_running_loop().time() - began
-
-    assert run_virtual(main()) <= 60.1
+    began = asyncio.get_running_loop().time()
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+        async with Sender[Any]("orders", client=Client(broker)) as sender:
+            with pytest.raises(SendFailed, match="no answer within 60 s"):
+                await sender.send("x")
+            assert (asyncio.get_running_loop().time() - began) <= 60.1
 
 
 @pytest.mark.parametrize("wrong", [{"retry": 3}, {"client": "aws"}, {"client": MemoryClient}])
@@ -858,7 +848,10 @@ def test_a_sender_refuses_what_is_no_retry_and_no_client(wrong: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_send_that_outlives_its_block_ends_with_the_client(monkeypatch: pytest.MonkeyPatch, *, shared: bool) -> None:
+@with_world
+async def test_a_send_that_outlives_its_block_ends_with_the_client(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
     """It goes on while another user keeps the client open; otherwise it has failed, and nothing was sent."""
     send = MemoryQueue.send
 
@@ -867,22 +860,18 @@ def test_a_send_that_outlives_its_block_ends_with_the_client(monkeypatch: pytest
         return await send(queue, messages)
 
     monkeypatch.setattr(MemoryQueue, "send", slow)
-
-    async def scenario(world: World) -> tuple[bool, int]:
-        world.create()
-        async with AsyncExitStack() as stack:
-            client = MemoryClient(world.broker)
-            if shared:
-                await stack.enter_async_context(client)
-            async with Sender("orders", client=client) as sender:
-                sending = asyncio.create_task(sender.send("x"), name="send")
-                await asyncio.sleep(1)
-            await asyncio.wait([sending])
-        if sending.exception() is not None:
-            assert isinstance(sending.exception(), SendFailed)
-        return sending.exception() is None, world.counts()[0]
-
-    assert in_world(scenario) == ((True, 1) if shared else (False, 0))
+    world.create()
+    async with AsyncExitStack() as stack:
+        client = MemoryClient(world.broker)
+        if shared:
+            await stack.enter_async_context(client)
+        async with Sender("orders", client=client) as sender:
+            sending = asyncio.create_task(sender.send("x"), name="send")
+            await asyncio.sleep(1)
+        await asyncio.wait([sending])
+    if sending.exception() is not None:
+        assert isinstance(sending.exception(), SendFailed)
+    assert (sending.exception() is None, world.counts()[0]) == ((True, 1) if shared else (False, 0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])

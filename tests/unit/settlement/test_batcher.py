@@ -72,44 +72,35 @@ def _raise(error: Exception) -> list[EntryFailure]:
     raise error
 
 
-def test_ten_entries_leave_at_once() -> None:
+@in_virtual_time
+async def test_ten_entries_leave_at_once() -> None:
     """A full batch does not wait."""
-
-    async def main() -> Recorder:
-        recorder = Recorder()
-        for number in range(10):
-            recorder.batcher.add(number)
-        await recorder.batcher.drain()
-        return recorder
-
-    assert run_virtual(main()).sent == [(0.0, list(range(10)))]
+    recorder = Recorder()
+    for number in range(10):
+        recorder.batcher.add(number)
+    await recorder.batcher.drain()
+    assert recorder.sent == [(0.0, list(range(10)))]
 
 
-def test_fewer_leave_after_a_short_wait() -> None:
+@in_virtual_time
+async def test_fewer_leave_after_a_short_wait() -> None:
     """Entries that come within the interval share a call."""
-
-    async def main() -> Recorder:
-        recorder = Recorder()
-        recorder.batcher.add(1)
-        await asyncio.sleep(0.05)
-        recorder.batcher.add(2)
-        await asyncio.sleep(1)
-        return recorder
-
-    assert run_virtual(main()).sent == [(0.1, [1, 2])]
+    recorder = Recorder()
+    recorder.batcher.add(1)
+    await asyncio.sleep(0.05)
+    recorder.batcher.add(2)
+    await asyncio.sleep(1)
+    assert recorder.sent == [(0.1, [1, 2])]
 
 
-def test_an_urgent_entry_takes_the_others_along() -> None:
+@in_virtual_time
+async def test_an_urgent_entry_takes_the_others_along() -> None:
     """What waits leaves with it, in this turn of the loop."""
-
-    async def main() -> Recorder:
-        recorder = Recorder()
-        recorder.batcher.add(1)
-        recorder.batcher.add(2, urgent=True)
-        await asyncio.sleep(1)
-        return recorder
-
-    assert run_virtual(main()).sent == [(0.0, [1, 2])]
+    recorder = Recorder()
+    recorder.batcher.add(1)
+    recorder.batcher.add(2, urgent=True)
+    await asyncio.sleep(1)
+    assert recorder.sent == [(0.0, [1, 2])]
 
 
 @in_virtual_time
@@ -250,31 +241,28 @@ async def test_what_gathered_in_an_outage_does_not_go_out_all_at_once() -> None:
     assert len([time for time, _ in recorder.sent if first <= time < first + 0.05]) <= 2
 
 
-def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
+@in_virtual_time
+async def test_a_call_that_hangs_does_not_keep_others_from_leaving() -> None:
     """Also while calls fail: after each pause one goes in any case."""
+    recorder = Recorder()
+    answers = iter(["down", "hang"])
 
-    async def main() -> Recorder:
-        recorder = Recorder()
-        answers = iter(["down", "hang"])
+    async def send(entries: Sequence[int]) -> list[EntryFailure]:
+        match next(answers, "well"):
+            case "down":
+                raise Throttled("slow down")
+            case "hang":
+                await asyncio.Event().wait()
+        return []
 
-        async def send(entries: Sequence[int]) -> list[EntryFailure]:
-            match next(answers, "well"):
-                case "down":
-                    raise Throttled("slow down")
-                case "hang":
-                    await asyncio.Event().wait()
-            return []
-
-        recorder.send = send  # type: ignore[method-assign]
-        for number in range(30):
-            recorder.batcher.add(number)
-        await asyncio.sleep(5)
-        early = len(recorder.ended)
-        assert early == 20
-        await asyncio.sleep(120)
-        return recorder
-
-    assert len(run_virtual(main()).ended) == 30
+    recorder.send = send  # type: ignore[method-assign]
+    for number in range(30):
+        recorder.batcher.add(number)
+    await asyncio.sleep(5)
+    early = len(recorder.ended)
+    assert early == 20
+    await asyncio.sleep(120)
+    assert len(recorder.ended) == 30
 
 
 @pytest.mark.parametrize("obeys", [True, False])
@@ -311,34 +299,28 @@ async def test_a_call_is_given_up_a_minute_after_it_left(obeys: bool, caplog: py
     assert [round(at) for at in started] == ([0, 10, 60, 70] if obeys else [0, 10])
 
 
-def test_an_entry_that_has_to_wait_leaves_when_it_is_told_to() -> None:
+@in_virtual_time
+async def test_an_entry_that_has_to_wait_leaves_when_it_is_told_to() -> None:
     """The others of its batch do not wait for it."""
-
-    async def main() -> Recorder:
-        recorder = Recorder()
-        recorder.waiting.add(1)
-        recorder.batcher.add(1)
-        recorder.batcher.add(2, urgent=True)
-        await asyncio.sleep(1)
-        recorder.waiting.clear()
-        recorder.batcher.resume(1)
-        await recorder.batcher.drain()
-        return recorder
-
-    assert run_virtual(main()).sent == [(0.0, [2]), (1.0, [1])]
+    recorder = Recorder()
+    recorder.waiting.add(1)
+    recorder.batcher.add(1)
+    recorder.batcher.add(2, urgent=True)
+    await asyncio.sleep(1)
+    recorder.waiting.clear()
+    recorder.batcher.resume(1)
+    await recorder.batcher.drain()
+    assert recorder.sent == [(0.0, [2]), (1.0, [1])]
 
 
-def test_a_batch_is_bounded_in_bytes_where_that_matters() -> None:
+@in_virtual_time
+async def test_a_batch_is_bounded_in_bytes_where_that_matters() -> None:
     """Four entries of 400 kB take two calls."""
-
-    async def main() -> Recorder:
-        recorder = Recorder(size=lambda _entry: 400_000)
-        for number in range(4):
-            recorder.batcher.add(number)
-        await recorder.batcher.drain()
-        return recorder
-
-    assert [entries for _, entries in run_virtual(main()).sent] == [[0, 1], [2, 3]]
+    recorder = Recorder(size=lambda _entry: 400_000)
+    for number in range(4):
+        recorder.batcher.add(number)
+    await recorder.batcher.drain()
+    assert [entries for _, entries in recorder.sent] == [[0, 1], [2, 3]]
 
 
 @in_virtual_time
@@ -358,53 +340,44 @@ class _Body:
     """An entry that can be watched."""
 
 
-def test_what_was_forgotten_is_not_kept_until_calls_work_again() -> None:
+@in_virtual_time
+async def test_what_was_forgotten_is_not_kept_until_calls_work_again() -> None:
     """Each entry holds the body of its message: messages that are lost in an outage would fill the memory."""
-
-    async def main() -> int:
-        recorder = Recorder(lambda _entries: _raise(ServiceUnavailable("away")))
-        entries: list[Any] = [_Body() for _ in range(100)]
-        alive = [weakref.ref(entry) for entry in entries]
-        for entry in entries:
-            recorder.batcher.add(entry)
-        await asyncio.sleep(20)  # what was on its way has failed, and waits with the rest
-        recorder.sent.clear()
-        while len(entries) > 8:
-            recorder.batcher.forget(entries.pop())
-        return sum(each() is not None for each in alive)
-
-    assert run_virtual(main()) <= 10
+    recorder = Recorder(lambda _entries: _raise(ServiceUnavailable("away")))
+    entries: list[Any] = [_Body() for _ in range(100)]
+    alive = [weakref.ref(entry) for entry in entries]
+    for entry in entries:
+        recorder.batcher.add(entry)
+    await asyncio.sleep(20)  # what was on its way has failed, and waits with the rest
+    recorder.sent.clear()
+    while len(entries) > 8:
+        recorder.batcher.forget(entries.pop())
+    assert sum(each() is not None for each in alive) <= 10
 
 
-def test_what_a_failed_call_carried_is_not_kept_by_its_error() -> None:
+@in_virtual_time
+async def test_what_a_failed_call_carried_is_not_kept_by_its_error() -> None:
     """The frames of a traceback hold the batch, and with it the bodies: the last error is remembered without them."""
-
-    async def main() -> tuple[PostroomError | None, BaseException | None]:
-        recorder = Recorder(lambda _entries: _raise(ValueError("a bug")))
-        recorder.batcher.add(1)
-        await asyncio.sleep(0.2)
-        error = recorder.batcher.last_error
-        recorder.batcher.close()
-        return error, None if error is None else error.__cause__
-
-    error, cause = run_virtual(main())
+    recorder = Recorder(lambda _entries: _raise(ValueError("a bug")))
+    recorder.batcher.add(1)
+    await asyncio.sleep(0.2)
+    error = recorder.batcher.last_error
+    recorder.batcher.close()
+    cause = None if error is None else error.__cause__
     assert error is not None
     assert cause is not None
     assert error.__traceback__ is cause.__traceback__ is None
 
 
-def test_a_drain_without_entries_takes_no_time() -> None:
+@in_virtual_time
+async def test_a_drain_without_entries_takes_no_time() -> None:
     """Nor does one with entries that wait for company."""
-
-    async def main() -> float:
-        recorder = Recorder()
-        await recorder.batcher.drain()
-        recorder.batcher.add(1)
-        await recorder.batcher.drain()
-        assert recorder.ended == [(1, None)]
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == 0.0
+    recorder = Recorder()
+    await recorder.batcher.drain()
+    recorder.batcher.add(1)
+    await recorder.batcher.drain()
+    assert recorder.ended == [(1, None)]
+    assert asyncio.get_running_loop().time() == 0.0
 
 
 @pytest.mark.parametrize("obeys", [True, False])
@@ -435,13 +408,10 @@ async def test_cancel_gives_up_what_is_on_its_way(obeys: bool) -> None:
     assert recorder.ended == []
 
 
-def test_a_closed_batcher_takes_nothing_in() -> None:
+@in_virtual_time
+async def test_a_closed_batcher_takes_nothing_in() -> None:
     """What comes too late is told so at once."""
-
-    async def main() -> Recorder:
-        recorder = Recorder()
-        await recorder.batcher.cancel()
-        recorder.batcher.add(1)
-        return recorder
-
-    assert [type(error) for _, error in run_virtual(main()).ended] == [ClosedError]
+    recorder = Recorder()
+    await recorder.batcher.cancel()
+    recorder.batcher.add(1)
+    assert [type(error) for _, error in recorder.ended] == [ClosedError]

@@ -68,97 +68,77 @@ async def beating(queue: ScriptedQueue, **options: Any) -> AsyncGenerator[Covere
         await tasks.close(grace=1.0)
 
 
-def test_a_message_is_extended_when_half_of_its_timeout_is_over() -> None:
+@in_virtual_time
+async def test_a_message_is_extended_when_half_of_its_timeout_is_over() -> None:
     """Again and again, with the whole timeout each time."""
-
-    async def main() -> ScriptedQueue:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30) as covered:
-            covered.receive(1)
-            await asyncio.sleep(50)
-        return queue
-
-    assert run_virtual(main()).changes == [(15.0, [("r0", 30)]), (30.0, [("r0", 30)]), (45.0, [("r0", 30)])]
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30) as covered:
+        covered.receive(1)
+        await asyncio.sleep(50)
+    assert queue.changes == [(15.0, [("r0", 30)]), (30.0, [("r0", 30)]), (45.0, [("r0", 30)])]
 
 
-def test_messages_of_a_receive_are_extended_in_batches_of_ten() -> None:
+@in_virtual_time
+async def test_messages_of_a_receive_are_extended_in_batches_of_ten() -> None:
     """Twelve messages take two calls, not twelve."""
-
-    async def main() -> ScriptedQueue:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30) as covered:
-            covered.receive(12)
-            await asyncio.sleep(16)
-        return queue
-
-    assert sorted(len(changes) for _, changes in run_virtual(main()).changes) == [2, 10]
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30) as covered:
+        covered.receive(12)
+        await asyncio.sleep(16)
+    assert sorted(len(changes) for _, changes in queue.changes) == [2, 10]
 
 
-def test_a_released_message_is_not_extended() -> None:
+@in_virtual_time
+async def test_a_released_message_is_not_extended() -> None:
     """Nor is one that was released while the others of its receive go on."""
-
-    async def main() -> ScriptedQueue:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30) as covered:
-            first, _second = covered.receive(2)
-            covered.heartbeat.release(first)
-            await asyncio.sleep(20)
-        return queue
-
-    assert run_virtual(main()).changed == [("r1", 30)]
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30) as covered:
+        first, _second = covered.receive(2)
+        covered.heartbeat.release(first)
+        await asyncio.sleep(20)
+    assert queue.changed == [("r1", 30)]
 
 
-def test_the_newest_receipt_handle_is_used() -> None:
+@in_virtual_time
+async def test_the_newest_receipt_handle_is_used() -> None:
     """After a second receive of the message, extensions name the new handle."""
-
-    async def main() -> ScriptedQueue:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30) as covered:
-            [delivery] = covered.receive(1)
-            delivery.renew(message("0-again"), received_at=0, visibility=30)
-            await asyncio.sleep(16)
-        return queue
-
-    assert run_virtual(main()).changed == [("r0-again", 30)]
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30) as covered:
+        [delivery] = covered.receive(1)
+        delivery.renew(message("0-again"), received_at=0, visibility=30)
+        await asyncio.sleep(16)
+    assert queue.changed == [("r0-again", 30)]
 
 
-def test_a_refused_message_is_lost() -> None:
+@in_virtual_time
+async def test_a_refused_message_is_lost() -> None:
     """SQS does not know the handle any longer: the handler of the message is told, once."""
+    queue = ScriptedQueue()
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-
-        queue.on_change = answer(EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True))
-        async with beating(queue, timeout=30) as covered:
-            covered.receive(2)
-            await asyncio.sleep(16)
-            queue.on_change = None
-            await asyncio.sleep(100)
-            return covered
-
-    covered = run_virtual(main())
+    queue.on_change = answer(EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True))
+    async with beating(queue, timeout=30) as covered:
+        covered.receive(2)
+        await asyncio.sleep(16)
+        queue.on_change = None
+        await asyncio.sleep(100)
     assert covered.lost == [(15.0, "m0")]
 
 
-def test_a_passing_failure_is_tried_again_before_the_deadline() -> None:
+@in_virtual_time
+async def test_a_passing_failure_is_tried_again_before_the_deadline() -> None:
     """One failed call loses no message."""
+    queue = ScriptedQueue()
+    failures = [ServiceUnavailable("later")]
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-        failures = [ServiceUnavailable("later")]
+    async def fail_once(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        if failures:
+            raise failures.pop()
+        return []
 
-        async def fail_once(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            if failures:
-                raise failures.pop()
-            return []
-
-        queue.on_change = fail_once
-        async with beating(queue, timeout=30) as covered:
-            covered.receive(1)
-            await asyncio.sleep(29)
-            return covered
-
-    covered = run_virtual(main())
+    queue.on_change = fail_once
+    async with beating(queue, timeout=30) as covered:
+        covered.receive(1)
+        await asyncio.sleep(29)
     assert covered.lost == []
     [first, second] = [time for time, _ in covered.queue.changes]
     assert first == 15.0
@@ -166,110 +146,89 @@ def test_a_passing_failure_is_tried_again_before_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 1 / 3, 12_345.6])
-def test_a_message_is_lost_when_its_deadline_passes_unconfirmed(start: float) -> None:
+@in_virtual_time
+async def test_a_message_is_lost_when_its_deadline_passes_unconfirmed(start: float) -> None:
     """Only the local clock knows: SQS would answer success to the delete. The tries do not grow ever more numerous."""
+    await asyncio.sleep(start)
+    queue = ScriptedQueue()
 
-    async def main() -> Covered:
-        await asyncio.sleep(start)
-        queue = ScriptedQueue()
-
-        queue.on_change = answer(error=ServiceUnavailable("down"))
-        async with beating(queue, timeout=30) as covered:
-            [delivery] = covered.receive(1)
-            await asyncio.sleep(40)
-            assert delivery.lost
-            return covered
-
-    covered = run_virtual(main())
+    queue.on_change = answer(error=ServiceUnavailable("down"))
+    async with beating(queue, timeout=30) as covered:
+        [delivery] = covered.receive(1)
+        await asyncio.sleep(40)
+        assert delivery.lost
     [(time, name)] = covered.lost
     assert name == "m0"
     assert time - start == pytest.approx(30)
     assert len(covered.queue.changes) < 15
 
 
-def test_a_refusal_after_release_is_nobodys_trouble() -> None:
+@in_virtual_time
+async def test_a_refusal_after_release_is_nobodys_trouble() -> None:
     """The message was settled while the extension was on its way: no false alarm."""
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30) as covered:
+        [delivery] = covered.receive(1)
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30) as covered:
-            [delivery] = covered.receive(1)
+        async def settle_meanwhile(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+            covered.heartbeat.release(delivery)
+            return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
 
-            async def settle_meanwhile(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-                covered.heartbeat.release(delivery)
-                return [EntryFailure(0, "ReceiptHandleIsInvalid", sender_fault=True)]
-
-            queue.on_change = settle_meanwhile
-            await asyncio.sleep(100)
-            return covered
-
-    assert run_virtual(main()).lost == []
+        queue.on_change = settle_meanwhile
+        await asyncio.sleep(100)
+    assert covered.lost == []
 
 
-def test_it_tells_when_an_extension_is_answered() -> None:
+@in_virtual_time
+async def test_it_tells_when_an_extension_is_answered() -> None:
     """So that a change that waits for it, lest it be overwritten, can go."""
+    queue = ScriptedQueue()
 
-    async def main() -> tuple[list[str], list[str]]:
-        queue = ScriptedQueue()
-
-        queue.on_change = answer(after=3)
-        async with beating(queue, timeout=30) as covered:
-            [delivery] = covered.receive(1)
-            await asyncio.sleep(15.5)
-            covered.heartbeat.uncover(delivery)
-            early = list(covered.quieted) if delivery.beating else ["answered too early"]
-            await asyncio.sleep(3)
-            assert not delivery.beating
-        return early, covered.quieted
-
-    assert run_virtual(main()) == ([], ["m0"])
+    queue.on_change = answer(after=3)
+    async with beating(queue, timeout=30) as covered:
+        [delivery] = covered.receive(1)
+        await asyncio.sleep(15.5)
+        covered.heartbeat.uncover(delivery)
+        early = list(covered.quieted) if delivery.beating else ["answered too early"]
+        await asyncio.sleep(3)
+        assert not delivery.beating
+    assert (early, covered.quieted) == ([], ["m0"])
 
 
-def test_the_longest_total_is_respected() -> None:
+@in_virtual_time
+async def test_the_longest_total_is_respected() -> None:
     """Extensions shrink towards max_extension; then the message is let go, and counts as lost."""
-
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30, max_extension=50) as covered:
-            covered.receive(1)
-            await asyncio.sleep(120)
-            return covered
-
-    covered = run_virtual(main())
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30, max_extension=50) as covered:
+        covered.receive(1)
+        await asyncio.sleep(120)
     assert covered.queue.changes[0] == (15.0, [("r0", 30)])
     assert all(time + seconds <= 50 for time, changes in covered.queue.changes for _, seconds in changes)
     assert covered.lost == [(50.0, "m0")]
 
 
-def test_without_heartbeat_nothing_is_extended_but_loss_is_noticed() -> None:
+@in_virtual_time
+async def test_without_heartbeat_nothing_is_extended_but_loss_is_noticed() -> None:
     """Visibility(heartbeat=False) sends no call and still keeps the deadline."""
-
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=30, heartbeat=False) as covered:
-            covered.receive(1)
-            await asyncio.sleep(60)
-            return covered
-
-    covered = run_virtual(main())
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=30, heartbeat=False) as covered:
+        covered.receive(1)
+        await asyncio.sleep(60)
     assert covered.queue.changes == []
     assert covered.lost == [(30.0, "m0")]
 
 
-def test_a_later_receive_with_an_earlier_deadline_wakes_it() -> None:
+@in_virtual_time
+async def test_a_later_receive_with_an_earlier_deadline_wakes_it() -> None:
     """It sleeps until the earliest deadline, also when that one came last."""
-
-    async def main() -> ScriptedQueue:
-        queue = ScriptedQueue()
-        async with beating(queue, timeout=100) as covered:
-            covered.receive(1)
-            await asyncio.sleep(10)
-            early = Delivery.of(message("early"), received_at=10, visibility=4)
-            covered.heartbeat.cover([early])
-            await asyncio.sleep(3)
-        return queue
-
-    assert run_virtual(main()).changes == [(12.0, [("rearly", 100)])]
+    queue = ScriptedQueue()
+    async with beating(queue, timeout=100) as covered:
+        covered.receive(1)
+        await asyncio.sleep(10)
+        early = Delivery.of(message("early"), received_at=10, visibility=4)
+        covered.heartbeat.cover([early])
+        await asyncio.sleep(3)
+    assert queue.changes == [(12.0, [("rearly", 100)])]
 
 
 @in_virtual_time
@@ -293,22 +252,19 @@ async def test_a_refusal_of_an_older_receipt_does_not_lose_what_was_received_mea
     assert {handle for handle, _ in queue.changed[1:]} == {"r0-newer"}
 
 
-def test_a_released_message_is_not_kept_until_it_would_have_been_due() -> None:
+@in_virtual_time
+async def test_a_released_message_is_not_kept_until_it_would_have_been_due() -> None:
     """A fast consumer would otherwise hold every message of the last half timeout."""
-
-    async def main() -> tuple[int, int]:
-        async with beating(ScriptedQueue(), timeout=30) as covered:
-            others = _alive()
-            kept, *done = covered.receive(10)
-            before = _alive() - others
-            for delivery in done:
-                covered.heartbeat.release(delivery)
-            del done, delivery
-            after = _alive() - others
-            covered.heartbeat.release(kept)
-        return before, after
-
-    assert run_virtual(main()) == (10, 1)
+    async with beating(ScriptedQueue(), timeout=30) as covered:
+        others = _alive()
+        kept, *done = covered.receive(10)
+        before = _alive() - others
+        for delivery in done:
+            covered.heartbeat.release(delivery)
+        del done, delivery
+        after = _alive() - others
+        covered.heartbeat.release(kept)
+    assert (before, after) == (10, 1)
 
 
 def _alive() -> int:
@@ -316,44 +272,37 @@ def _alive() -> int:
     return sum(issubclass(type(thing), Delivery) for thing in gc.get_objects())
 
 
-def test_the_deadline_is_seen_while_an_extension_hangs() -> None:
+@in_virtual_time
+async def test_the_deadline_is_seen_while_an_extension_hangs() -> None:
     """The call is never answered: the message is lost at its deadline, and another one's extension goes out."""
+    queue = ScriptedQueue()
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
+    async def hang(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        if changes[0].receipt_handle == "r0":
+            await asyncio.Event().wait()
+        return []
 
-        async def hang(changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            if changes[0].receipt_handle == "r0":
-                await asyncio.Event().wait()
-            return []
-
-        queue.on_change = hang
-        async with beating(queue, timeout=3) as covered:
-            covered.receive(1)
-            await asyncio.sleep(1)
-            covered.receive(1, first=1)
-            await asyncio.sleep(20)
-            return covered
-
-    covered = run_virtual(main())
+    queue.on_change = hang
+    async with beating(queue, timeout=3) as covered:
+        covered.receive(1)
+        await asyncio.sleep(1)
+        covered.receive(1, first=1)
+        await asyncio.sleep(20)
     assert covered.lost == [(3.0, "m0")]
     assert "not answered" in covered.causes[0]
     assert len([handle for handle, _ in covered.queue.changed if handle == "r1"]) > 8
 
 
-def test_an_answer_after_the_deadline_changes_nothing() -> None:
+@in_virtual_time
+async def test_an_answer_after_the_deadline_changes_nothing() -> None:
     """The extension was confirmed, but too late: the message may be with another consumer already."""
+    queue = ScriptedQueue()
 
-    async def main() -> tuple[Covered, float]:
-        queue = ScriptedQueue()
-
-        queue.on_change = answer(after=12)
-        async with beating(queue, timeout=3) as covered:
-            [delivery] = covered.receive(1)
-            await asyncio.sleep(40)
-            return covered, delivery.deadline
-
-    covered, deadline = run_virtual(main())
+    queue.on_change = answer(after=12)
+    async with beating(queue, timeout=3) as covered:
+        [delivery] = covered.receive(1)
+        await asyncio.sleep(40)
+        deadline = delivery.deadline
     assert covered.lost == [(3.0, "m0")]
     assert deadline == 3.0
     assert len(covered.queue.changes) == 1
@@ -420,25 +369,22 @@ def test_an_outage_costs_tens_of_calls_and_two_lines_for_a_thousand_messages(cap
 
 @pytest.mark.parametrize("timeout", [1, 3, 60])
 @pytest.mark.parametrize("error", [AccessDenied("ExpiredToken"), QueueNotFound("not yet"), InvalidRequest("odd")])
-def test_refused_extensions_are_tried_until_the_deadline(timeout: int, error: TransportError) -> None:
+@in_virtual_time
+async def test_refused_extensions_are_tried_until_the_deadline(timeout: int, error: TransportError) -> None:
     """Credentials that are renewed, or a queue that is found meanwhile, save the message, also with a short timeout."""
+    queue = ScriptedQueue()
+    loop = asyncio.get_running_loop()
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-        loop = asyncio.get_running_loop()
+    async def deny(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
+        if loop.time() < 0.75 * timeout:
+            raise error
+        return []
 
-        async def deny(_changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-            if loop.time() < 0.75 * timeout:
-                raise error
-            return []
-
-        queue.on_change = deny
-        async with beating(queue, timeout=timeout) as covered:
-            covered.receive(1)
-            await asyncio.sleep(5 * timeout)
-            return covered
-
-    assert run_virtual(main()).lost == []
+    queue.on_change = deny
+    async with beating(queue, timeout=timeout) as covered:
+        covered.receive(1)
+        await asyncio.sleep(5 * timeout)
+    assert covered.lost == []
 
 
 def test_a_suspended_machine_loses_what_its_sleep_outlasted() -> None:
@@ -456,66 +402,51 @@ def test_a_suspended_machine_loses_what_its_sleep_outlasted() -> None:
     assert (name, time <= 6.0) == ("m0", True)
 
 
-def test_a_short_sleep_brings_the_extension_forward() -> None:
+@in_virtual_time
+async def test_a_short_sleep_brings_the_extension_forward() -> None:
     """After 20 of 30 s asleep more than half of the timeout is over."""
-
-    async def main() -> Covered:
-        async with beating(ScriptedQueue(), timeout=30) as covered:
-            covered.receive(1)
-            await asyncio.sleep(5)
-            covered.slept = 20.0
-            await asyncio.sleep(2)
-            return covered
-
-    covered = run_virtual(main())
+    async with beating(ScriptedQueue(), timeout=30) as covered:
+        covered.receive(1)
+        await asyncio.sleep(5)
+        covered.slept = 20.0
+        await asyncio.sleep(2)
     assert covered.lost == []
     assert [time for time, _ in covered.queue.changes] == [pytest.approx(6, abs=1)]
 
 
-def test_a_tenants_own_policy_counts_once_it_is_known() -> None:
+@in_virtual_time
+async def test_a_tenants_own_policy_counts_once_it_is_known() -> None:
     """A shorter timeout than that of the receive does not lose the message, and a longer one is asked for."""
-
-    async def main() -> Covered:
-        async with beating(ScriptedQueue(), timeout=60) as covered:
-            short, long, none = covered.receive(3)
-            short.visibility = Visibility(timeout=10)
-            long.visibility = Visibility(timeout=600)
-            none.visibility = Visibility(timeout=60, heartbeat=False)
-            await asyncio.sleep(300)
-            return covered
-
-    covered = run_virtual(main())
+    async with beating(ScriptedQueue(), timeout=60) as covered:
+        short, long, none = covered.receive(3)
+        short.visibility = Visibility(timeout=10)
+        long.visibility = Visibility(timeout=600)
+        none.visibility = Visibility(timeout=60, heartbeat=False)
+        await asyncio.sleep(300)
     assert covered.lost == [(60.0, "m2")]
     assert covered.queue.changes[0] == (30.0, [("r1", 600)])
     assert covered.queue.changes[1] == (55.0, [("r0", 10)])
     assert [time for time, changes in covered.queue.changes if changes[0][0] == "r1"] == [30.0]
 
 
-def test_what_was_released_does_not_pile_up_for_hours() -> None:
+@in_virtual_time
+async def test_what_was_released_does_not_pile_up_for_hours() -> None:
     """With a timeout of 12 hours, plans for messages that ended long ago are dropped, not kept for six hours."""
-
-    async def main() -> int:
-        async with beating(ScriptedQueue(), timeout=43_200) as covered:
-            for n in range(5_000):
-                [delivery] = covered.receive(1, first=n)
-                covered.heartbeat.release(delivery)
-            return len(covered.heartbeat._looks._heap)
-
-    assert run_virtual(main()) < 200
+    async with beating(ScriptedQueue(), timeout=43_200) as covered:
+        for n in range(5_000):
+            [delivery] = covered.receive(1, first=n)
+            covered.heartbeat.release(delivery)
+        assert len(covered.heartbeat._looks._heap) < 200
 
 
-def test_an_extension_that_sqs_will_not_grant_leaves_the_message_ours_until_its_deadline() -> None:
+@in_virtual_time
+async def test_an_extension_that_sqs_will_not_grant_leaves_the_message_ours_until_its_deadline() -> None:
     """Only an unknown receipt handle says that it is not ours: a total beyond 12 hours does not."""
+    queue = ScriptedQueue()
 
-    async def main() -> Covered:
-        queue = ScriptedQueue()
-
-        queue.on_change = answer(EntryFailure(0, "InvalidParameterValue", sender_fault=True))
-        async with beating(queue, timeout=30) as covered:
-            covered.receive(1)
-            await asyncio.sleep(100)
-            return covered
-
-    covered = run_virtual(main())
+    queue.on_change = answer(EntryFailure(0, "InvalidParameterValue", sender_fault=True))
+    async with beating(queue, timeout=30) as covered:
+        covered.receive(1)
+        await asyncio.sleep(100)
     assert covered.lost == [(30.0, "m0")]
     assert len(covered.queue.changes) == 1

@@ -568,24 +568,20 @@ def test_many_lost_messages_are_told_of_by_their_number(why: str, caplog: pytest
 
 @pytest.mark.parametrize("receives", [2, 3])
 @pytest.mark.parametrize("acknowledged", ["in time", "late", "never"])
-def test_what_is_lost_at_its_last_receive_is_said_to_be_a_dead_letter(
+@in_virtual_time
+async def test_what_is_lost_at_its_last_receive_is_said_to_be_a_dead_letter(
     receives: int, acknowledged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has no reason there, and is not handled again: after two of three receives it is."""
-
-    async def main() -> Desk:
-        async with desk(dead_letters=ScriptedQueue(), heartbeat=False) as made:
-            made.queue.on_delete = answer(error=ServiceUnavailable("no connection"), after=35)
-            [delivery] = made.take(message(1, receive_count=receives))
-            if acknowledged == "in time":
-                made.settler.ack(delivery)
-            await asyncio.sleep(31)
-            if acknowledged == "late":
-                made.settler.ack(delivery)
-            await asyncio.sleep(60)
-            return made
-
-    made = run_virtual(main())
+    async with desk(dead_letters=ScriptedQueue(), heartbeat=False) as made:
+        made.queue.on_delete = answer(error=ServiceUnavailable("no connection"), after=35)
+        [delivery] = made.take(message(1, receive_count=receives))
+        if acknowledged == "in time":
+            made.settler.ack(delivery)
+        await asyncio.sleep(31)
+        if acknowledged == "late":
+            made.settler.ack(delivery)
+        await asyncio.sleep(60)
     assert len(made.losses) == 1
     said = [text for text in warnings(caplog) if "m1" in text]
     assert len(said) == {"in time": 1, "late": 2, "never": 1}[acknowledged]

@@ -343,23 +343,21 @@ def test_a_plain_handler_is_delivered_to_in_real_time_within_a_moment() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_an_idle_consumer_of_the_memory_transport_stops_at_once() -> None:
+@in_virtual_time
+async def test_an_idle_consumer_of_the_memory_transport_stops_at_once() -> None:
     """Its long poll is not waited for: cancelled, it takes nothing."""
-
-    async def main() -> float:
-        async with LocalBroker() as broker:
-            broker.create_queue("orders")
-            consumer = consumer_of(client=MemoryClient(broker))
-            async with consumer:
-                while not broker.polls:
-                    await asyncio.sleep(0)
-                began = asyncio.get_running_loop().time()
-            return asyncio.get_running_loop().time() - began
-
-    assert run_virtual(main()) < 0.5
+    async with LocalBroker() as broker:
+        broker.create_queue("orders")
+        consumer = consumer_of(client=MemoryClient(broker))
+        async with consumer:
+            while not broker.polls:
+                await asyncio.sleep(0)
+            began = asyncio.get_running_loop().time()
+        assert (asyncio.get_running_loop().time() - began) < 0.5
 
 
-def test_a_handler_that_hangs_is_a_timeout() -> None:
+@in_virtual_time
+async def test_a_handler_that_hangs_is_a_timeout() -> None:
     """It says what the message waits for."""
     consumer: Consumer[Any, Any] = Consumer("orders")
 
@@ -367,13 +365,10 @@ def test_a_handler_that_hangs_is_a_timeout() -> None:
     async def handle(body: str, ctx: Ctx) -> None:
         await asyncio.sleep(1000)
 
-    async def main() -> float:
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(TimeoutError, match=r"deliver\(timeout=5\).*its handler still runs"):
-            await deliver(consumer, "x", timeout=5)
-        return asyncio.get_running_loop().time() - began
-
-    assert run_virtual(main()) < 6  # the stop does not wait for the handler
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TimeoutError, match=r"deliver\(timeout=5\).*its handler still runs"):
+        await deliver(consumer, "x", timeout=5)
+    assert (asyncio.get_running_loop().time() - began) < 6  # the stop does not wait for the handler
 
 
 @pytest.mark.parametrize(

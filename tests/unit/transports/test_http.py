@@ -11,9 +11,10 @@ from unittest import mock
 
 import pytest
 
-from postroom.testing.loop import VirtualLoop, run_virtual
+from postroom.testing.loop import VirtualLoop
 from postroom.transports.aws import http
 from postroom.transports.aws.http import Answer, HttpPool, NoAnswer
+from support.virtual import in_virtual_time
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -189,45 +190,39 @@ async def test_a_dripping_answer_ends_at_the_timeout() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["whole", "in parts"])
-def test_an_answer_that_waits_in_the_socket_is_read_after_a_standstill(begun: bool) -> None:
+@in_virtual_time
+async def test_an_answer_that_waits_in_the_socket_is_read_after_a_standstill(begun: bool) -> None:
     """After a freeze the loop runs its timers before it reads; a large answer takes several reads."""
-
-    async def main() -> Answer:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
-        asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
-        await asyncio.sleep(24)
-        if begun:
-            read(connection, OK[:10])
-            await asyncio.sleep(1)  # the time is up, and the rest comes a moment later
-        else:
-            loop.block(30)
-            await asyncio.sleep(0)  # the timer runs
-        loop.call_later(0.5, read, connection, OK[10 if begun else 0 :])
-        return await asked
-
-    assert run_virtual(main()) == Answer(200, b"ok")
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    connection = http.HttpConnection(lambda _: None)
+    connection.connection_made(mock.Mock(is_closing=lambda: False))
+    asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+    await asyncio.sleep(24)
+    if begun:
+        read(connection, OK[:10])
+        await asyncio.sleep(1)  # the time is up, and the rest comes a moment later
+    else:
+        loop.block(30)
+        await asyncio.sleep(0)  # the timer runs
+    loop.call_later(0.5, read, connection, OK[10 if begun else 0 :])
+    assert await asked == Answer(200, b"ok")
 
 
-def test_a_request_without_an_answer_ends_though_the_loop_stands_still_again_and_again() -> None:
+@in_virtual_time
+async def test_a_request_without_an_answer_ends_though_the_loop_stands_still_again_and_again() -> None:
     """Being late is no reason to wait without end."""
-
-    async def main() -> float:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
-        asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
-        while not asked.done():
-            await asyncio.sleep(0.1)
-            loop.block(2)
-        with pytest.raises(NoAnswer, match="within 25 s"):
-            await asked
-        return loop.time()
-
-    assert run_virtual(main()) < 35
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    connection = http.HttpConnection(lambda _: None)
+    connection.connection_made(mock.Mock(is_closing=lambda: False))
+    asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+    while not asked.done():
+        await asyncio.sleep(0.1)
+        loop.block(2)
+    with pytest.raises(NoAnswer, match="within 25 s"):
+        await asked
+    assert loop.time() < 35
 
 
 def read(connection: http.HttpConnection, data: bytes) -> None:

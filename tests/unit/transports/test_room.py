@@ -5,7 +5,6 @@ import logging
 
 import pytest
 
-from postroom.testing.loop import run_virtual
 from postroom.transports.aws.room import Room
 from support.virtual import in_virtual_time
 
@@ -18,15 +17,12 @@ async def hold(room: Room, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-def test_a_long_wait_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+@in_virtual_time
+async def test_a_long_wait_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """However many wait, and however long."""
-
-    async def main() -> float:
-        room = Room(2, WARNING)
-        await asyncio.gather(*(hold(room, 20) for _ in range(8)))
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == 80
+    room = Room(2, WARNING)
+    await asyncio.gather(*(hold(room, 20) for _ in range(8)))
+    assert asyncio.get_running_loop().time() == 80
     assert caplog.messages == ["A receive waits for more than 1 s: 2 are out"]
     assert caplog.records[0].levelno == logging.WARNING
 
