@@ -57,10 +57,13 @@ class HttpConnection(asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
         "_context",
+        "_due",
         "_lost",
+        "_moments",
         "_parser",
         "_parts",
         "_size",
+        "_timeout",
         "_timer",
         "_transport",
         "_used",
@@ -76,6 +79,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._timeout = 0.0
+        self._moments = 0
         self._parts: list[bytes] = []
         self._size = 0
         self._used = False
@@ -101,14 +107,16 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter: asyncio.Future[Answer] = loop.create_future()
         self._waiter = waiter
         self._size = 0
-        self._set_timer(timeout, f"no whole answer within {timeout:g} s", _MOMENTS)
+        self._timeout, self._moments = timeout, _MOMENTS
+        self._due = due = loop.time() + timeout
+        # One timer for many requests: nearly every answer comes in time, and a timer costs as much as its parsing.
+        if self._timer is None or self._timer.when() > due:
+            self._set_timer(due)
         # After the timer: a peer that never reads must not hold this call without a limit.
         self._transport.write(request)
         try:
             return await waiter
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
             self._used = True
 
     def abort(self) -> None:
@@ -116,18 +124,25 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _set_timer(self, seconds: float, reason: str, moments: int) -> None:
-        due = asyncio.get_running_loop().time() + seconds
-        left = due, min(seconds, _GRACE), reason, moments
-        self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up, *left, context=self._context)
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up, context=self._context)
 
-    def _time_is_up(self, due: float, grace: float, reason: str, moments: int) -> None:
+    def _time_is_up(self) -> None:
         """Fail. But where the loop stood still, or an answer has begun, what is in the socket is read first."""
-        late = asyncio.get_running_loop().time() - due >= _LATE
-        if moments and (late or self._size):
-            self._set_timer(grace, reason, moments - 1)
+        self._timer = None
+        if self._waiter is None:
+            return
+        late = asyncio.get_running_loop().time() - self._due
+        if late < 0.0:  # a later request waits
+            self._set_timer(self._due)
+        elif self._moments and (late >= _LATE or self._size):
+            self._moments -= 1
+            self._due += late + min(self._timeout, _GRACE)
+            self._set_timer(self._due)
         else:
-            self._fail(reason)
+            self._fail(f"no whole answer within {self._timeout:g} s")
 
     def _fail(self, reason: str) -> None:
         waiter, self._waiter = self._waiter, None
@@ -161,6 +176,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell who waits."""
         self._fail(f"the connection was lost: {type(exc).__name__}" if exc else "the connection was closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._transport = None
         self._lost(self)
 
