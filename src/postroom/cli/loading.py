@@ -32,13 +32,24 @@ class CannotLoad(CommandError):
         super().show(file)
 
 
-def load(name: str) -> "list[Consumer[Any, Any]]":
-    """Import the consumers that ``module:attribute`` names.
+def load(*names: str) -> "list[Consumer[Any, Any]]":
+    """Import the consumers that ``module:attribute`` names, each of them once.
 
     Raises:
-        CommandError: there is none, and its text says what to write.
+        CommandError: there is none, or one twice, and its text says what to write.
         CannotLoad: the module raised an error.
     """
+    from postroom.consumer.loading import WrongName, check_each_once
+
+    loaded = [consumer for name in names for consumer in _load(name)]
+    try:
+        check_each_once(loaded)
+    except WrongName as error:
+        raise CommandError(str(error)) from error
+    return loaded
+
+
+def _load(name: str) -> "list[Consumer[Any, Any]]":
     from postroom.consumer.loading import NoModule, WrongName, load_consumers
 
     try:

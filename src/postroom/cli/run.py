@@ -110,8 +110,7 @@ def run(
         from postroom.integrations.health import HealthServer
 
         try:
-            loaded = [consumer for name in consumers for consumer in load(name)]
-            _check_once(loaded)
+            loaded = load(*consumers)
         except CommandError as refused:
             if log_format != "json":
                 raise
@@ -150,13 +149,6 @@ def _ends_at_sigterm() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _check_once(consumers: "list[Consumer[Any, Any]]") -> None:
-    """Refuse a consumer that several names lead to, such as one that stands in a list as well."""
-    for number, consumer in enumerate(consumers):
-        if any(consumer is each for each in consumers[:number]):
-            raise CommandError(f"the consumer of {consumer.queue!r} is named twice: name each once")
 
 
 def _console(

@@ -23,6 +23,13 @@ class NoModule(WrongName):
     """It names a module that cannot be found. How another place is named is the caller's to say."""
 
 
+def check_each_once(consumers: list[Consumer[Any, Any]]) -> None:
+    """Refuse a consumer that several names lead to, such as one that stands in a list as well. Raises ``WrongName``."""
+    for number, consumer in enumerate(consumers):
+        if any(consumer is each for each in consumers[:number]):
+            raise WrongName(f"the consumer of {consumer.queue!r} is named twice: name each once")
+
+
 def load_consumers(name: str) -> list[Consumer[Any, Any]]:
     """Import the consumers that ``module:attribute`` names: one, a list of them, or a function that makes them.
 

@@ -554,3 +554,12 @@ def test_the_wait_of_the_command_is_seconds(wait: str) -> None:
     """Anything else is refused before something starts."""
     with pytest.raises(CommandError, match="--wait: it takes a number of at least 0"):
         call_command("run_postroom", "shop.tasks:orders", f"--wait={wait}")
+
+
+def test_the_command_refuses_a_consumer_that_is_named_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``postroom run`` does: it cannot run beside itself."""
+    (tmp_path / "twice_tasks.py").write_text('from postroom import Consumer\n\norders = again = Consumer("orders")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CommandError, match="the consumer of 'orders' is named twice: name each once") as refused:
+        call_command("run_postroom", "twice_tasks:orders", "twice_tasks:again", "--wait=0")
+    assert refused.value.returncode == 2

@@ -9,7 +9,7 @@ from typing import Any, Final
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from postroom.consumer.loading import WrongName, load_consumers
+from postroom.consumer.loading import WrongName, check_each_once, load_consumers
 from postroom.consumer.runner import run_to_exit
 from postroom.types import ExitCode
 
@@ -53,6 +53,7 @@ class Command(BaseCommand):
             raise CommandError(text, returncode=_TO_CHANGE)
         try:
             loaded = [consumer for name in names for consumer in load_consumers(name)]
+            check_each_once(loaded)
         except WrongName as error:
             raise CommandError(str(error), returncode=_TO_CHANGE) from error
         if not (logging.getLogger().handlers or logging.getLogger("postroom").handlers):  # LOGGING says nothing of it
