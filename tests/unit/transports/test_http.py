@@ -249,22 +249,19 @@ async def test_the_time_of_one_request_does_not_end_the_next_one() -> None:
 
 
 @pytest.mark.parametrize(("timeout", "ends_at"), [(25, 36), (5, 16), (200, 211)], ids=["same", "shorter", "longer"])
-def test_a_later_request_without_an_answer_ends_at_its_own_time(timeout: float, ends_at: float) -> None:
+@in_virtual_time
+async def test_a_later_request_without_an_answer_ends_at_its_own_time(timeout: float, ends_at: float) -> None:
     """Neither with the timer of the one before it, nor long after it."""
-
-    async def main() -> float:
-        connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
-        first = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
-        await asyncio.sleep(1)
-        read(connection, OK)
-        await first
-        await asyncio.sleep(10)
-        with pytest.raises(NoAnswer, match=f"within {timeout} s"):
-            await connection.exchange(REQUEST, timeout=timeout)
-        return asyncio.get_running_loop().time()
-
-    assert run_virtual(main()) == pytest.approx(ends_at, abs=0.001)
+    connection = http.HttpConnection(lambda _: None)
+    connection.connection_made(mock.Mock(is_closing=lambda: False))
+    first = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+    await asyncio.sleep(1)
+    read(connection, OK)
+    await first
+    await asyncio.sleep(10)
+    with pytest.raises(NoAnswer, match=f"within {timeout} s"):
+        await connection.exchange(REQUEST, timeout=timeout)
+    assert asyncio.get_running_loop().time() == pytest.approx(ends_at, abs=0.001)
 
 
 async def test_a_connection_takes_one_request_at_a_time() -> None:
