@@ -1,7 +1,7 @@
-"""The AWS session of what speaks to another service than SQS: S3, Step Functions, Secrets Manager."""
+"""The AWS session, and the errors, of what speaks to another service than SQS: S3, Step Functions, Secrets Manager."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 
 def new_session() -> Any:  # an AioSession, which has no types
@@ -12,6 +12,13 @@ def new_session() -> Any:  # an AioSession, which has no types
     if (region := environment_region()) is not None:
         session.set_config_variable("region", region)
     return session
+
+
+def error_code(error: Exception) -> str:
+    """Return the code of what AWS answered, or what went wrong on the way to it."""
+    answer: Any = getattr(error, "response", None)
+    code: Any = cast("dict[str, Any]", answer).get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return str(code) if code else type(error).__name__
 
 
 def environment_region() -> str | None:

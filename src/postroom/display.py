@@ -109,6 +109,11 @@ def _named(kind: type[Any]) -> tuple[str, ...]:
     return getattr(kind, "_fields", ()) if tuple in kind.__mro__ else ()
 
 
+def queue_name(queue: str) -> str:
+    """Return the name alone of a queue that a URL or an ARN may stand for: these contain an account id."""
+    return queue.rpartition("/")[2].rpartition(":")[2]
+
+
 def one_line(text: str) -> str:
     """Return a text with its control and invisible characters escaped, line breaks among them."""
     if text.isascii() and text.isprintable():

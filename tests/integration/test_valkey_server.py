@@ -1,13 +1,16 @@
 """The Valkey that tests start."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from postroom.errors import NotOpenError
 from postroom.testing.valkey import ValkeyServer, find_server
 
 
@@ -26,6 +29,7 @@ def test_a_program_may_be_named_relative_to_the_working_directory(
 
 _KILLED = """
 import os, signal
+from postroom.errors import NotOpenError
 from postroom.testing.valkey import ValkeyServer
 server = ValkeyServer().start()
 server.restart()
@@ -48,3 +52,19 @@ def test_a_killed_process_leaves_no_files(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"+PONG 1\n"), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_cancelled_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that starts it cannot be cancelled, so its work is undone."""
+    if find_server() is None:
+        pytest.skip("no Valkey")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = ValkeyServer()
+    entering = asyncio.create_task(server.__aenter__(), name="entering")
+    await asyncio.sleep(0)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    with pytest.raises(NotOpenError):
+        _ = server.port
+    assert os.listdir(tmp_path) == []

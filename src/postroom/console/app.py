@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,11 +19,7 @@ from postroom.console.actions import Order, carry_out
 from postroom.console.desk import MOST_ROWS, Desk
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError, in_words
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+from postroom.integrations.asgi import AsgiApp, Receive, Scope, Send, live
 
 _LONGEST_BODY: Final = 16_384
 _TOP: Final = 100
@@ -105,7 +101,7 @@ class _Console:
             case "http":
                 await self._http(scope, receive, send)
             case "lifespan":
-                await _live(receive, send)
+                await live(receive, send)
             case _:
                 await send({"type": "websocket.close", "code": 1000})
 
@@ -260,15 +256,6 @@ async def _answer(
     headers = [*_SAFE, (b"content-type", kind), (b"content-length", str(len(body)).encode()), *(more or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    """Take part in a server's start and stop, which is all that a server without other applications asks for."""
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
 
 
 def _content_policy(page: str) -> bytes:

@@ -14,6 +14,7 @@ from postroom.console.collecting import Collector, Row
 from postroom.console.ranking import Entry, Ranking
 from postroom.console.snapshots import Snapshot, strip
 from postroom.consumer import Consumer
+from postroom.display import queue_name
 from postroom.errors import ConfigurationError
 from postroom.payloads.attributes import AttributeResolver
 from postroom.resources import display_key
@@ -311,5 +312,5 @@ def _key_named(consumer: Consumer[Any, Any], name: str, known: Sequence[Hashable
 
 def _matches(consumer: Consumer[Any, Any], name: str) -> bool:
     """Whether a consumer is called so, or consumes a queue that is."""
-    named = {consumer.queue, consumer.queue.rpartition("/")[2].rpartition(":")[2]}
+    named = {consumer.queue, queue_name(consumer.queue)}
     return name in named or any(name in (each.info.name, each.info.url) for each in consumer.opened_queues)

@@ -9,9 +9,10 @@ from typing import Any, Final, Self
 from urllib.parse import unquote
 
 from postroom.checking import check_text, listed
-from postroom.console.app import Allow, AsgiApp, ConsoleRequest, console
+from postroom.console.app import Allow, ConsoleRequest, console
 from postroom.consumer import Consumer
 from postroom.errors import ConfigurationError
+from postroom.integrations.asgi import AsgiApp
 from postroom.integrations.listening import Listener, check_port
 from postroom.local.hosts import HostPolicy
 from postroom.log_fields import Log, Step

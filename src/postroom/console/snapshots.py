@@ -9,7 +9,7 @@ from postroom.console.ranking import SHORT, Lanes, Ranking, oldest_of
 from postroom.consumer import Consumer, TenantState
 from postroom.consumer.facts import LIMIT
 from postroom.consumer.statuses import Controlled
-from postroom.display import without_next_try
+from postroom.display import queue_name, without_next_try
 from postroom.scheduling.tickets import Lane
 from postroom.types import Settlement
 
@@ -100,7 +100,7 @@ class Snapshot:
 def strip(collector: Collector, said: Mapping[str, str]) -> dict[str, Any]:
     """Return the figures of one consumer that are not a tenant's. ``said`` is what SQS says of the queue."""
     consumer = collector.consumer
-    shown: dict[str, Any] = {"queue": _name_of(consumer.queue), "running": consumer.running}
+    shown: dict[str, Any] = {"queue": queue_name(consumer.queue), "running": consumer.running}
     if not consumer.running:
         return shown
     now = consumer.statistics()
@@ -158,8 +158,3 @@ def _slots(control: Controlled | None) -> int:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
-
-
-def _name_of(queue: str) -> str:
-    """Return the name alone: a URL or an ARN contains an account id."""
-    return queue.rpartition("/")[2].rpartition(":")[2]

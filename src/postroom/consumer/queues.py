@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, cast
 
 from postroom.checking import check_function, check_queue, is_number, shown
+from postroom.display import queue_name
 from postroom.errors import ConfigurationError
 from postroom.options import check_count, check_seconds
 
@@ -85,7 +86,7 @@ class Queues:
             return self.name
         if callable(self.which):
             return getattr(self.which, "__name__", type(self.which).__name__)
-        names = [name.rpartition("/")[2].rpartition(":")[2] for name in self.which]
+        names = [queue_name(name) for name in self.which]
         if len(set(names)) < len(names):  # in two regions or accounts
             names = list(self.which)
         if len(names) <= _NAMED:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from postroom.checking import check_kind
 from postroom.consumer.consumer import Consumer, captured
 from postroom.consumer.threads import DaemonPool
+from postroom.display import queue_name
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import log_error
@@ -257,7 +258,7 @@ class _Process:
             await asyncio.wait([start], timeout=_GIVE_UP)
         if not start.done():
             text = "The start of %s did not end within %g s after it was given up"
-            _log.error(text, consumer.queue, _GIVE_UP, extra=about(queue=_name(consumer.queue), step=Step.START))
+            _log.error(text, consumer.queue, _GIVE_UP, extra=about(queue=queue_name(consumer.queue), step=Step.START))
             start.cancel()
             return None
         return None if start.cancelled() else start.result()  # cancelled: given up in its last step
@@ -296,7 +297,7 @@ class _Patience:
             self._said = state
             limit = "until it answers" if deadline is None else f"for {deadline - now:.0f} s more"
             text = "Queue %s cannot be reached yet; the start tries again %s: %s"
-            _log.warning(text, self._queue, limit, problem, extra=about(queue=_name(self._queue), step=Step.START))
+            _log.warning(text, self._queue, limit, problem, extra=about(queue=queue_name(self._queue), step=Step.START))
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         # With jitter: after an outage all replicas start in the same second.
         pause *= self._rng.uniform(0.5, 1.0)
@@ -320,11 +321,6 @@ async def _what_ended(consumer: Consumer[Any, Any]) -> BaseException | None:
         return await consumer.end()
     except BaseException as error:
         return error
-
-
-def _name(queue: str) -> str:
-    """Return the name of a queue that was given by its name, URL or ARN."""
-    return queue.rpartition("/")[2].rpartition(":")[2]
 
 
 async def _within(seconds: float, work: Awaitable[object]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from postroom.consumer import Consumer
+from postroom.display import queue_name
 from postroom.fleet import Fleet, StoreInfo, ValkeyState
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.options import Concurrency
@@ -26,12 +27,7 @@ async def look_at_fleet(consumer: Consumer[Any, Any], deployment: Deployment, *,
     if fleet is None:
         return []
     findings = list(_limits(consumer, fleet, deployment))
-    return findings if offline else [*findings, *await _store(fleet, fleet.name or _name_of(consumer.queue))]
-
-
-def _name_of(queue: str) -> str:
-    """Return the name of a queue, of which a URL or an ARN may have been given."""
-    return queue.rpartition("/")[2].rpartition(":")[2]
+    return findings if offline else [*findings, *await _store(fleet, fleet.name or queue_name(consumer.queue))]
 
 
 def _limits(consumer: Consumer[Any, Any], fleet: Fleet, deployment: Deployment) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ def health_app(*consumers: Checked, details: bool = True) -> AsgiApp:
             case "http":
                 await _answer(consumers, scope, send, details=details)
             case "lifespan":
-                await _live(receive, send)
+                await live(receive, send)
             case _:
                 await send({"type": "websocket.close", "code": 1000})
 
@@ -61,7 +61,7 @@ async def _answer(consumers: tuple[Checked, ...], scope: Scope, send: Send, *, d
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def live(receive: Receive, send: Send) -> None:
     """Take part in a server's start and stop, which is all that a server without other applications asks for."""
     while True:
         event = (await receive())["type"]

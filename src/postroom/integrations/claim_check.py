@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import msgspec
 
-from postroom.aws_session import new_session
+from postroom.aws_session import error_code, new_session
 from postroom.checking import check_endpoint, check_endpoint_variables
 from postroom.errors import (
     AccessDenied,
@@ -294,7 +294,7 @@ class ClaimCheck(Contents):
         except NotOpenError:
             raise
         except Exception as error:
-            code = _code(error)
+            code = error_code(error)
             if code not in _GONE:
                 self._say(found, message, error)
                 if not _is_refusal(error):
@@ -389,7 +389,7 @@ class ClaimCheck(Contents):
         except NotOpenError:
             raise
         except Exception as error:
-            code, said = _code(error), describe(error)
+            code, said = error_code(error), describe(error)
             # A bucket that is gone says nothing of the message, which is none that can never be sent.
             gone_or_not: type[TransportError] = TransportError if code in _GONE else ServiceUnavailable
             kind = AccessDenied if code in _DENIED else gone_or_not
@@ -455,10 +455,3 @@ def _is_refusal(error: Exception) -> bool:
         return False
     status: Any = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return int(status) < _BROKEN  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _code(error: Exception) -> str:
-    """Return S3's error code, or what went wrong on the way to it."""
-    answer: Any = getattr(error, "response", None)
-    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return str(code) if code else type(error).__name__  # pyright: ignore[reportUnknownArgumentType]

@@ -9,6 +9,7 @@ import msgspec
 
 from postroom.checking import listed
 from postroom.consumer import Health
+from postroom.display import queue_name
 from postroom.errors import ConfigurationError
 from postroom.integrations.listening import Listener, check_port
 from postroom.log_fields import Log, Step
@@ -82,7 +83,7 @@ def _is_good(name: str, health: Health) -> bool:
 def _described(health: Health) -> dict[str, Any]:
     age = health.last_poll_age
     return {
-        "queue": health.queue.rpartition("/")[2].rpartition(":")[2],  # the name alone: no account id
+        "queue": queue_name(health.queue),
         "phase": health.phase,
         "live": health.live,
         "ready": health.ready,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from postroom.aws_session import new_session
+from postroom.aws_session import error_code, new_session
 from postroom.checking import check_endpoint, check_endpoint_variables, check_function
 from postroom.consumer import CallNext, MessageContext
 from postroom.consumer.batching import current_batch
@@ -255,7 +255,7 @@ class TaskTokens:
             async with asyncio.timeout(self._timeout):
                 await getattr(self._client, operation)(taskToken=task.token, **arguments)
         except Exception as error:
-            code = _code(error)
+            code = error_code(error)
             if code not in _OVER:
                 text = f"Step Functions could not be told ({operation}: {code})"
                 raise ServiceUnavailable(text, operation=operation, code=code) from error
@@ -294,9 +294,3 @@ def token_of(payload: Any, ctx: MessageContext[Any, Any]) -> str | None:
 
 def _dropped(task: _Task) -> Drop:
     return Drop(f"the state machine does not wait for the task any longer ({task.over})")
-
-
-def _code(error: Exception) -> str:
-    answer: Any = getattr(error, "response", None)
-    code: Any = cast("dict[str, Any]", answer).get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    return str(code) if code else type(error).__name__

