@@ -1,11 +1,9 @@
 """A small world for consumer tests: a real local broker in process, and tenants' resources that keep a diary."""
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -14,6 +12,7 @@ from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
 from postroom.testing.loop import run_virtual
 from postroom.transports.memory import MemoryClient
+from support.virtual import in_scene
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -129,24 +128,23 @@ class World:
         return int(said["ApproximateNumberOfMessages"]), int(said["ApproximateNumberOfMessagesNotVisible"])
 
 
+@asynccontextmanager
+async def a_world() -> AsyncIterator[World]:
+    """Make a world, for the time of the block."""
+    async with LocalBroker(seed=1, epoch=1_800_000_000.0) as broker:
+        yield World(broker)
+
+
 def in_world(scenario: Callable[[World], Coroutine[Any, Any, T]], *, seed: int | None = None) -> T:
     """Run a scenario in a world of its own, in virtual time, and return what it returns."""
 
     async def main() -> T:
-        async with LocalBroker(seed=1, epoch=1_800_000_000.0) as broker:
-            return await scenario(World(broker))
+        async with a_world() as world:
+            return await scenario(world)
 
     return run_virtual(main(), seed=seed)
 
 
 def with_world(test: Callable[Concatenate[World, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Run a test in a world of its own, in virtual time: its first argument."""
-
-    @wraps(test)
-    def run(*arguments: P.args, **keywords: P.kwargs) -> None:
-        in_world(lambda world: test(world, *arguments, **keywords))
-
-    signature = inspect.signature(test)
-    _, *fixtures = signature.parameters.values()
-    vars(run)["__signature__"] = signature.replace(parameters=fixtures)  # what pytest is to fill in
-    return run
+    return in_scene(a_world)(test)
