@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, Final
@@ -91,8 +91,8 @@ def run_to_exit(
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    if beside is not None:
-                        await stack.enter_async_context(beside)
+                    if beside is not None and not await _has_opened(stack.enter_async_context(beside)):
+                        return ExitCode.CLEAN
                 except ConfigurationError as error:
                     _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
                     return ExitCode.CONFIGURATION
@@ -101,6 +101,31 @@ def run_to_exit(
             await _end_tasks()
 
     return asyncio.run(main())
+
+
+async def _has_opened(work: Awaitable[object]) -> bool:
+    """Open what is beside the consumers. Returns False where a signal came first, which PID 1 would not hear else."""
+    task, heard = asyncio.current_task(), 0
+
+    def give_up(number: signal.Signals) -> None:
+        nonlocal heard
+        heard += 1
+        _log.info("%s: the start is given up (what runs beside the consumers is opened)", number.name)
+        if task is not None:
+            task.cancel()
+
+    with _signals(give_up):
+        try:
+            await work
+            if heard:
+                await asyncio.sleep(0)  # what opened in that very moment was not cancelled yet
+        except asyncio.CancelledError:
+            if not heard or task is None or task.cancelling() > heard:
+                raise
+    for _ in range(heard):
+        if task is not None:
+            task.uncancel()
+    return not heard
 
 
 async def _end_tasks() -> None:
@@ -147,7 +172,7 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
         _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     process = _Process(consumers, freeze=freeze, wait=wait)
-    with _signals(process):
+    with _signals(process.on_signal):
         await process.live()
     return _verdict(process.started, process.problems)
 
@@ -360,13 +385,13 @@ _heard: set[signal.Signals] = set()
 
 
 @contextmanager
-def _signals(process: _Process) -> Generator[None]:
+def _signals(hear: Callable[[signal.Signals], object]) -> Generator[None]:
     loop = asyncio.get_running_loop()
     installed: list[signal.Signals] = []
     try:
         for number in _SIGNALS:
             try:
-                loop.add_signal_handler(number, process.on_signal, number)
+                loop.add_signal_handler(number, hear, number)
             except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not on this platform
                 break
             installed.append(number)

@@ -419,6 +419,34 @@ async def test_a_signal_during_the_start_ends_the_process(
     assert "the start is given up" in caplog.text
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("opens", [False, True], ids=["is given up", "opens all the same"])
+def test_a_signal_while_what_is_beside_opens_ends_the_process(
+    number: signal.Signals, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As PID 1 of a container it would hear nothing before its consumers start. What is open is closed."""
+    caplog.set_level(logging.INFO, "postroom")
+    seen: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def beside() -> AsyncGenerator[None]:
+        try:
+            signal.raise_signal(number)
+            with contextlib.suppress(asyncio.CancelledError) if opens else contextlib.nullcontext():
+                await asyncio.Event().wait()
+            seen.append("open")
+            yield
+        finally:
+            await asyncio.sleep(0)
+            seen.append("closed")
+
+    # Twice: the first left no handler behind.
+    for _ in range(2):
+        assert run_to_exit([consumer(None)], wait=0, beside=beside()) is ExitCode.CLEAN
+    assert seen == (["open", "closed"] if opens else ["closed"]) * 2
+    assert f"{number.name}: the start is given up (what runs beside the consumers is opened)" in caplog.text
+
+
 async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptureFixture) -> None:
     """Both say how much there is; observers are told the reason."""
     caplog.set_level(logging.INFO, "postroom")
