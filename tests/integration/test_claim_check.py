@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -39,19 +38,13 @@ from postroom.local.threaded import ThreadedServer
 from postroom.payloads import KeyRing, SnsEnvelope, sign, signed
 from postroom.testing import deliver
 from support.envelopes import sns
+from support.shop import Tenant
 
 BUCKET = "amzn-s3-demo-bucket"
 LARGE = "ü" * 200_000
 TEN = {f"a{number}": MessageAttribute(string_value="x") for number in range(10)}
 LEGACY = "com.amazon.sqs.javamessaging.MessageS3Pointer"
 Ctx = MessageContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The context of the tests."""
-
-    tenant_id: str
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -67,23 +66,10 @@ from postroom.testing import Delivered, deliver, run_virtual
 from postroom.testing.postgres import PostgresServer
 from postroom.testing.valkey import ValkeyServer
 from postroom.transports.memory import MemoryClient
+from support.shop import Order, Tenant
 
 SECRET = "s3cr3t-4711"
 DSN = f"postgresql://app:{SECRET}@db/tenant"
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A context."""
-
-    tenant_id: str
-
-
-@dataclass
-class Order:
-    """A payload."""
-
-    order_id: str
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from postroom.local import LocalBroker
 from postroom.payloads import KeyRing
 from postroom.resources import ResourcePool
 from postroom.transports.memory import MemoryClient
+from support.shop import Tenant
 
 MODULES = [
     "postroom",
@@ -73,13 +73,6 @@ WRONG: list[Any] = [
     of_four,
     ValueError,
 ]
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A context."""
-
-    tenant_id: str
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -19,23 +18,10 @@ from postroom.local.shapes import AttributeValue, Send
 from postroom.options import OpenBackoff, PoolLimits, PoolTimeouts
 from postroom.testing.postgres import PostgresServer
 from support.aws import isolate_aws
+from support.shop import Order, Tenant
 from support.tenant_database import CLIENT
 
 TENANTS = ("a", "b", "c", "d")
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The tenant of an order."""
-
-    tenant_id: str
-
-
-@dataclass(frozen=True)
-class Order:
-    """The payload."""
-
-    order_id: str
 
 
 class Site:

@@ -48,23 +48,10 @@ from postroom.payloads import (
 )
 from postroom.testing import Delivered, deliver, run_virtual
 from support.envelopes import CLOUD_EVENT, S3_TEST, S3_THROUGH_EVENTBRIDGE, TOPIC, s3, sns
+from support.shop import Order, Tenant
 from support.world import World, with_world
 
 Ctx = MessageContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The context of the tests."""
-
-    tenant_id: str
-
-
-@dataclass
-class Order:
-    """The payload of the tests."""
-
-    order_id: str
 
 
 class Seen:

@@ -33,13 +33,7 @@ from postroom.transports import EntryFailure, Queue, RedrivePolicy
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import QueueInfo
 from support.scripted import ScriptedQueue
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The tenant of a message."""
-
-    tenant_id: str
+from support.shop import Tenant
 
 
 @dataclass(frozen=True)

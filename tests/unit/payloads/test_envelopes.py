@@ -10,15 +10,9 @@ import pytest
 from postroom.errors import DecodeError, PayloadError, ValidationError
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import context_from_attributes, decoder_for, unwrap_eventbridge, unwrap_sns
+from support.shop import Tenant
 
 SECRET = "s3cr3t-4711"
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The context."""
-
-    tenant_id: str
 
 
 @dataclass

@@ -1,20 +1,13 @@
 """A handler is tested by calling it with a context that notes what it asks for."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from postroom import ConfigurationError, Message, MessageContext
 from postroom.testing import context, run_virtual
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """The context of the tests."""
-
-    tenant_id: str
+from support.shop import Tenant
 
 
 def test_an_async_handler_sees_what_it_was_given() -> None:
