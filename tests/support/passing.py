@@ -68,14 +68,18 @@ class PassingClient:
 
     def __init__(self, inner: Client) -> None:
         self._inner = inner
+        self.open = 0
+        """Entries that were not left yet."""
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
+        self.open += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.open -= 1
         await self._inner.__aexit__(kind, error, traceback)
 
     async def queue(self, name: str) -> Any:

@@ -22,26 +22,13 @@ from support.transactional_sync import (
 )
 
 
-class TestSqliteSync(suite.TransactionalSuite):
+class TestSqliteSync(suite.TestSqlite):
     """A file of SQLite, from threads."""
-
-    aborts = False
 
     @pytest.fixture
     async def adapter(self, tmp_path: Path) -> Adapter:
         """Return a file that does not exist yet."""
         return SqliteSyncAdapter(tmp_path / "a.sqlite3")
-
-    @pytest.mark.parametrize("sql", ["COMMIT", "ROLLBACK"])
-    async def test_a_step_that_ends_the_transaction_is_told(self, adapter: Adapter, db: Any, sql: str) -> None:
-        """At the end of the block, too."""
-
-        async def end(tx: Any) -> None:
-            with pytest.raises(Exception, match=r"(?i)savepoint"):
-                await adapter.execute(tx, sql)
-
-        with pytest.raises(TransactionRolledBack):
-            await self.handle(adapter, db, KEY, "1", then=end)
 
 
 class SyncSuite(suite.PostgresSuite):

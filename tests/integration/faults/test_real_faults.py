@@ -80,8 +80,8 @@ def consumer(site: Site, **options: Any) -> Consumer[Any, Any]:
     )
 
 
-async def test_a_network_that_resets_and_delays_loses_nothing(site: Site) -> None:
-    """Connections to SQS are reset again and again, and refused for a while: everything is handled all the same."""
+def recording(site: Site) -> tuple[Consumer[Any, Any], set[str]]:
+    """Make a consumer, and a set of what it handled."""
     seen: set[str] = set()
     orders = consumer(site)
 
@@ -90,6 +90,12 @@ async def test_a_network_that_resets_and_delays_loses_nothing(site: Site) -> Non
         await asyncio.sleep(0.02)
         seen.add(order.order_id)
 
+    return orders, seen
+
+
+async def test_a_network_that_resets_and_delays_loses_nothing(site: Site) -> None:
+    """Connections to SQS are reset again and again, and refused for a while: everything is handled all the same."""
+    orders, seen = recording(site)
     async with orders:
         producing = asyncio.create_task(site.produce(6), name="produce")
         rng = Random(1)
@@ -109,14 +115,7 @@ async def test_a_network_that_resets_and_delays_loses_nothing(site: Site) -> Non
 
 async def test_a_black_hole_before_sqs_costs_time_and_nothing_else(site: Site) -> None:
     """For three seconds nothing comes through, in either direction; then connections break, and all goes on."""
-    seen: set[str] = set()
-    orders = consumer(site)
-
-    @orders.handler
-    async def record(order: Order, ctx: MessageContext[Any, Any]) -> None:
-        await asyncio.sleep(0.02)
-        seen.add(order.order_id)
-
+    orders, seen = recording(site)
     async with orders:
         await site.produce(1)
         site.proxy.mode = Mode.BLACK_HOLE

@@ -4,8 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from postroom.options import Concurrency, Polling, RetryPolicy, Shutdown
 from postroom.resources import ResourcePool
 from postroom.transports.memory import MemoryClient
 from postroom.types import Settlement, StopReason
+from support.passing import PassingClient
 from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 Handle = Callable[[Order, MessageContext[Any, Any]], Awaitable[None]]
@@ -237,23 +237,7 @@ async def test_a_queue_that_was_busy_is_looked_at_soon_again(world: World) -> No
         assert (asyncio.get_running_loop().time() - began) <= 4.0
 
 
-class Wrapped:
-    """A client around another one."""
-
-    def __init__(self, client: MemoryClient) -> None:
-        self._client = client
-
-    async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
-
-
-class Counting(Wrapped):
+class Counting(PassingClient):
     """A client that counts the receives of its queues, and those that are out at once."""
 
     def __init__(self, client: MemoryClient) -> None:
@@ -262,7 +246,7 @@ class Counting(Wrapped):
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
-        opened: Any = await self._client.queue(name)
+        opened: Any = await super().queue(name)
         receive = opened.receive
 
         async def counted(**asked: Any) -> Sequence[Message]:
@@ -394,7 +378,7 @@ async def test_one_broken_queue_stops_neither_the_others_nor_the_consumer(world:
     assert failed == {"bad"}
 
 
-class Breaking(Wrapped):
+class Breaking(PassingClient):
     """A client of which queues can be broken."""
 
     def __init__(self, client: MemoryClient, *broken: str) -> None:
@@ -404,7 +388,7 @@ class Breaking(Wrapped):
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
-        opened: Any = await self._client.queue(name)
+        opened: Any = await super().queue(name)
         receive = opened.receive
 
         async def received(**asked: Any) -> Any:
@@ -704,7 +688,7 @@ async def test_two_names_of_one_queue_are_refused(world: World) -> None:
 Receive = Callable[..., Awaitable[list[Message]]]
 
 
-class Hooked(Wrapped):
+class Hooked(PassingClient):
     """A client that leaves receives to a function, which is told the queue and how to receive."""
 
     def __init__(self, client: MemoryClient, hook: Callable[[str, Receive], Awaitable[list[Message]]]) -> None:
@@ -713,7 +697,7 @@ class Hooked(Wrapped):
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
-        opened: Any = await self._client.queue(name)
+        opened: Any = await super().queue(name)
         receive = opened.receive
 
         async def received(**asked: Any) -> list[Message]:
@@ -801,7 +785,7 @@ async def test_messages_that_are_held_already_are_not_asked_for_again_and_again(
     assert receives < 400
 
 
-class Hanging(Wrapped):
+class Hanging(PassingClient):
     """A client that opens some queues only when they are let."""
 
     def __init__(self, client: MemoryClient) -> None:
@@ -814,7 +798,7 @@ class Hanging(Wrapped):
         if name.startswith("hung"):
             self.asked.append(name)
             await self.gate.wait()
-        return await self._client.queue(name)
+        return await super().queue(name)
 
 
 HUNG = [f"hung-{number}" for number in range(20)]
@@ -863,7 +847,7 @@ async def test_a_start_that_is_given_up_opens_nothing_further(world: World) -> N
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-class Keeping(Wrapped):
+class Keeping(PassingClient):
     """A client with a queue that answers no delete until it is let."""
 
     def __init__(self, client: MemoryClient) -> None:
@@ -872,7 +856,7 @@ class Keeping(Wrapped):
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
-        opened: Any = await self._client.queue(name)
+        opened: Any = await super().queue(name)
         delete = opened.delete
 
         async def deleted(handles: Sequence[str]) -> Any:

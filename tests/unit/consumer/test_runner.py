@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -28,31 +28,22 @@ from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
 from postroom.transports.memory import MemoryClient
+from support.passing import PassingClient
 from support.world import World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
 
-class Unreachable:
+class Unreachable(PassingClient):
     """A client that fails to open a queue until a time, or hangs in it."""
 
     def __init__(self, world: World, *errors: Exception, until: float = float("inf"), hangs: bool = False) -> None:
-        self._inner = MemoryClient(world.broker)
+        super().__init__(MemoryClient(world.broker))
         self._errors = list(errors)
         self._until = until
         self._hangs = hangs
         self.answers = asyncio.Event()
         self.tries = 0
-        self.open = 0
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        self.open += 1
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        self.open -= 1
-        await self._inner.__aexit__(None, None, None)
 
     async def queue(self, name: str) -> Any:
         """Open the queue."""
@@ -61,7 +52,7 @@ class Unreachable:
             await self.answers.wait()
         elif asyncio.get_running_loop().time() < self._until:
             raise self._errors[0] if len(self._errors) == 1 else self._errors.pop(0)
-        return await self._inner.queue(name)
+        return await super().queue(name)
 
 
 def consumer(client: Any, name: str = "orders", **options: Any) -> Consumer[Any, Any]:

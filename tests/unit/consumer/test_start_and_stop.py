@@ -22,35 +22,26 @@ from postroom.consumer.core import Core
 from postroom.consumer.pipeline import Pipeline
 from postroom.local import LocalBroker
 from postroom.transports.memory import MemoryClient
+from support.passing import PassingClient
 from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
 
-class Slow:
+class Slow(PassingClient):
     """A client that opens its queue when it may."""
 
     def __init__(self, world: World) -> None:
-        self._inner = MemoryClient(world.broker)
+        super().__init__(MemoryClient(world.broker))
         self.may_open = asyncio.Event()
         self.opening = 0
-        self.open = 0
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        self.open += 1
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        self.open -= 1
-        await self._inner.__aexit__(None, None, None)
 
     async def queue(self, name: str) -> Any:
         """Open the queue."""
         self.opening += 1
         try:
             await self.may_open.wait()
-            return await self._inner.queue(name)
+            return await super().queue(name)
         finally:
             self.opening -= 1
 

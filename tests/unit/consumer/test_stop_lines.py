@@ -4,32 +4,24 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from postroom import Consumer, MessageContext, Reject, ResourcePool, Shutdown
 from postroom.message import Message
+from support.passing import PassingClient
 from support.world import Order, Tenant, World, in_world
 
 
-class Silent:
+class Silent(PassingClient):
     """A client with queues that answer neither deletes nor sends, once that is asked of it."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.silent = False
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._inner.__aexit__(*error)
+    silent = False
 
     async def queue(self, name: str) -> Any:
         """Open a queue."""
-        return _Queue(self, await self._inner.queue(name))
+        return _Queue(self, await super().queue(name))
 
 
 class _Queue:

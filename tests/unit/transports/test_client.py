@@ -515,33 +515,8 @@ async def test_the_last_to_go_closes_even_if_it_never_came_in(sqs: FakeSqs, slow
         await client.queue("orders")
 
 
-async def test_a_client_closed_while_it_decides_gets_no_hot_path(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The TLS context is made in a thread; what comes back too late is not kept."""
-    closed, asked = threading.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def slow_tls() -> ssl.SSLContext:
-        loop.call_soon_threadsafe(asked.set)
-        closed.wait(10)
-        return ssl.create_default_context()
-
-    monkeypatch.setattr(connection, "default_tls", slow_tls)
-    async with sqs.client() as client:
-        opened = connection_of(client)
-        scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
-        endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
-        monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
-        deciding = asyncio.create_task(opened.settle_path(), name="deciding")
-        await asked.wait()
-    closed.set()
-    await deciding
-    assert not opened.statistics().hot_path
-
-
-async def test_who_is_cancelled_while_deciding_leaves_it_to_the_next(
-    sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hot path is not lost with the task that opened the first queue."""
+async def _deciding(opened: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Task[Any], threading.Event]:
+    """Let a connection decide upon its path until its TLS context is there: when the event is set."""
     asked, answered = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -551,13 +526,31 @@ async def test_who_is_cancelled_while_deciding_leaves_it_to_the_next(
         return ssl.create_default_context()
 
     monkeypatch.setattr(connection, "default_tls", slow_tls)
+    scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
+    endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
+    monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
+    deciding = asyncio.create_task(opened.settle_path(), name="deciding")
+    await asked.wait()
+    return deciding, answered
+
+
+async def test_a_client_closed_while_it_decides_gets_no_hot_path(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TLS context is made in a thread; what comes back too late is not kept."""
     async with sqs.client() as client:
         opened = connection_of(client)
-        scope = Scope(host="localhost", region="us-east-1", service="sqs", user_agent="postroom")
-        endpoint = Endpoint(host="localhost", port=1, secure=True, scope=scope)
-        monkeypatch.setattr(opened, "_capture", mock.Mock(endpoint=endpoint, objections=()))
-        deciding = asyncio.create_task(opened.settle_path(), name="deciding")
-        await asked.wait()
+        deciding, answered = await _deciding(opened, monkeypatch)
+    answered.set()
+    await deciding
+    assert not opened.statistics().hot_path
+
+
+async def test_who_is_cancelled_while_deciding_leaves_it_to_the_next(
+    sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hot path is not lost with the task that opened the first queue."""
+    async with sqs.client() as client:
+        opened = connection_of(client)
+        deciding, answered = await _deciding(opened, monkeypatch)
         deciding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await deciding
