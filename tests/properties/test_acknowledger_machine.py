@@ -116,7 +116,7 @@ class Model:
         """Answer, and count what may have taken effect."""
         counts.update(handles)
         try:
-            failures = await self._answer()
+            failures = await _answer(self.answers)
         except (InvalidRequest, AccessDenied):
             counts.subtract(handles)
             raise
@@ -127,26 +127,6 @@ class Model:
     def _still_ours(self, handle: str) -> None:
         now = asyncio.get_running_loop().time()
         assert any(each.receipt_handle == handle and now < each.deadline for each in self.deliveries), "S4"
-
-    async def _answer(self) -> list[EntryFailure]:
-        match self.answers:
-            case "slow":
-                await asyncio.sleep(1.0)
-            case "down":
-                raise ServiceUnavailable("down")
-            case "foreign":
-                raise OSError("foreign")
-            case "cancelled":
-                raise asyncio.CancelledError
-            case "denied":
-                raise AccessDenied("denied")
-            case "closed":
-                raise ClosedError("closed")
-            case "wrong":
-                raise InvalidRequest("wrong")
-            case "refuse" | "again" as how:
-                return [EntryFailure(0, "Refused", sender_fault=how == "refuse")]
-        return []
 
     async def step(self, what: str, value: object) -> None:
         """Do one step."""
@@ -240,6 +220,28 @@ def test_every_decision_is_sent_at_most_once_and_never_too_late(
     run_virtual(main(), seed=seed)
 
 
+async def _answer(how: str, *, place: int = 0) -> list[EntryFailure]:
+    """Answer a call as it is said; what is refused is the entry at a place."""
+    match how:
+        case "slow":
+            await asyncio.sleep(1.0)
+        case "down":
+            raise ServiceUnavailable("down")
+        case "foreign":
+            raise OSError("foreign")
+        case "cancelled":
+            raise asyncio.CancelledError
+        case "denied":
+            raise AccessDenied("denied")
+        case "closed":
+            raise ClosedError("closed")
+        case "wrong":
+            raise InvalidRequest("wrong")
+        case "refuse" | "again":
+            return [EntryFailure(place, "Refused", sender_fault=how == "refuse")]
+    return []
+
+
 async def _hang(_entries: Sequence[object]) -> list[EntryFailure]:
     await asyncio.Event().wait()
     return []
@@ -255,24 +257,7 @@ class Sender:
     async def send(self, entries: Sequence[int]) -> Sequence[EntryFailure]:
         """Answer as the script says."""
         assert 1 <= len(entries) <= 10
-        match next(self._script, "well"):
-            case "down":
-                raise ServiceUnavailable("down")
-            case "foreign":
-                raise OSError("foreign")
-            case "cancelled":
-                raise asyncio.CancelledError
-            case "denied":
-                raise AccessDenied("denied")
-            case "closed":
-                raise ClosedError("closed")
-            case "wrong":
-                raise InvalidRequest("wrong")
-            case "slow":
-                await asyncio.sleep(1)
-            case "refuse" | "again" as how:
-                return [EntryFailure(len(entries) - 1, "Refused", sender_fault=how == "refuse")]
-        return []
+        return await _answer(next(self._script, "well"), place=len(entries) - 1)
 
     def fate(self, entry: int, now: float) -> Fate:
         """Send everything, once."""

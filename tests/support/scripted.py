@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from postroom.message import Message, OutgoingMessage
-from postroom.transports.protocol import EntryFailure, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
 
 DeleteScript = Callable[[Sequence[str]], Awaitable[list[EntryFailure]]]
 ChangeScript = Callable[[Sequence[VisibilityChange]], Awaitable[list[EntryFailure]]]
@@ -101,6 +101,23 @@ class ScriptedQueue:
     async def attributes(self) -> Mapping[str, str]:
         """Return nothing."""
         return {}
+
+
+class OneQueue:
+    """A client of one queue, whatever the name of that is."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue: Queue = queue
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def queue(self, name: str) -> Queue:
+        """Return the queue."""
+        return self._queue
 
 
 def message(number: int | str, *, receive_count: int = 1, body: str = "{}", group: str | None = None) -> Message:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import pytest
 
@@ -29,10 +29,10 @@ from postroom.consumer.callables import name_of
 from postroom.datasources import sqlite_database
 from postroom.inspection import Deployment, Finding, Level, Report, inspect_consumer
 from postroom.local import LocalBroker
-from postroom.transports import EntryFailure, Queue, RedrivePolicy
+from postroom.transports import EntryFailure, RedrivePolicy
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import QueueInfo
-from support.scripted import ScriptedQueue
+from support.scripted import OneQueue, ScriptedQueue
 from support.shop import Tenant
 
 
@@ -331,24 +331,6 @@ async def test_a_resource_heavier_than_the_budget_is_an_error() -> None:
     assert of(report.findings, "connections")[0][0] == "error"
 
 
-class ScriptedClient:
-    """A client of one scripted queue."""
-
-    def __init__(self, queue: Queue) -> None:
-        self.opened = queue
-
-    async def __aenter__(self) -> Self:
-        """Open nothing."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close nothing."""
-
-    async def queue(self, name: str) -> Queue:
-        """Return the queue."""
-        return self.opened
-
-
 class Encrypted(ScriptedQueue):
     """A queue with a customer key, and messages that wait."""
 
@@ -370,7 +352,7 @@ async def test_a_permission_that_is_missing_is_an_error_with_the_action_and_no_m
         raise AccessDenied("DeleteMessageBatch: AccessDenied", operation="DeleteMessageBatch", code="AccessDenied")
 
     queue.on_delete = deny
-    report = await inspect_consumer(consumer(client=ScriptedClient(queue)))
+    report = await inspect_consumer(consumer(client=OneQueue(queue)))
     levels = [level for level, _ in of(report.findings, "permissions")]
     assert levels == ["error", "ok", "unknown"]
     assert report.failed
@@ -405,7 +387,7 @@ async def test_a_customer_key_is_part_of_the_policy(key: str, statement: dict[st
     """By its ARN; an alias as a condition, since no policy takes one; AWS's own key needs no permission."""
     queue = Encrypted()
     queue.key = key
-    report = await inspect_consumer(consumer(client=ScriptedClient(queue)))
+    report = await inspect_consumer(consumer(client=OneQueue(queue)))
     keys = [each for each in report.policy["Statement"] if each["Sid"] == "Decrypt"]
     wanted = (
         [] if statement is None else [{"Sid": "Decrypt", "Effect": "Allow", "Action": ["kms:Decrypt"], **statement}]
@@ -433,7 +415,7 @@ async def test_attributes_that_may_not_be_read_are_a_warning() -> None:
             """Return a name only."""
             return QueueInfo(name="orders", url="https://x/orders", arn="", attributes_known=False)
 
-    report = await inspect_consumer(consumer(client=ScriptedClient(Closed())))
+    report = await inspect_consumer(consumer(client=OneQueue(Closed())))
     assert [level for level, _ in of(report.findings, "queue")] == ["ok", "warning"]
     assert not of(report.findings, "dead letters")
 

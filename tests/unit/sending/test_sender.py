@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -41,6 +41,7 @@ from postroom.sending.posting import Outcome
 from postroom.transports.memory import MemoryClient, MemoryQueue
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult
 from support.bodies import message as a_message
+from support.scripted import OneQueue
 from support.virtual import in_virtual_time
 from support.world import Order, Tenant, World, in_world, with_world
 
@@ -647,23 +648,6 @@ class Refusing:
                 self.ids.append(message.deduplication_id)
                 results.append(SendResult(index, f"id-{message.body}"))
         return results
-
-
-class OneQueue:
-    """A client of one queue."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue: Queue = queue
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def queue(self, name: str) -> Queue:
-        """Return the queue."""
-        return self._queue
 
 
 def _sent(queue: Refusing, *bodies: tuple[str, str], retry: SendRetry = PATIENT) -> SendFailed | list[str]:
