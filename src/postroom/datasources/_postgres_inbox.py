@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 from postroom.checking import check_kind, check_optional
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, Inbox, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import answered, check_switches, check_times
+from postroom.datasources.registry import ask_registry, check_switches, check_times
 from postroom.datasources.scope import Scope, ScopeOf, quoted, set_local
 from postroom.display import display_key
 from postroom.errors import AlreadyHandled, ConfigurationError
@@ -266,7 +266,7 @@ def add_inbox(
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[D, None]:
-        own = None if scope is None else await answered(scope, context)
+        own = None if scope is None else await ask_registry(scope, context)
         async with provider(context) as resource:
             made = database(resource, own)
             await prepare(made)

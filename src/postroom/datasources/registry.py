@@ -142,9 +142,9 @@ async def located(locate: Locate[C], context: C) -> DataSource:
     """Ask the registry where the data of ``context`` is.
 
     Raises:
-        ConfigurationError: it answers with something else than a DSN or a ``DataSource``. Else as ``answered``.
+        ConfigurationError: it answers with something else than a DSN or a ``DataSource``. Else as ``ask_registry``.
     """
-    found = cast("object", await answered(locate, context))
+    found = cast("object", await ask_registry(locate, context))
     if isinstance(found, DataSource):
         return found
     if isinstance(found, str):
@@ -153,7 +153,7 @@ async def located(locate: Locate[C], context: C) -> DataSource:
     raise ConfigurationError(f"{text}: let it return a DSN, a DataSource, or None")
 
 
-async def answered(registry: Callable[[C], T | Awaitable[T | None] | None], context: C) -> T:
+async def ask_registry(registry: Callable[[C], T | Awaitable[T | None] | None], context: C) -> T:
     """Ask a function of the registry's.
 
     Raises:

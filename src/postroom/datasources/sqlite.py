@@ -25,7 +25,7 @@ from postroom.datasources._sqlite_units import Held, Step, Unit, closed
 from postroom.datasources._threads import complete
 from postroom.datasources.inbox import KEEP, PURGED_AT_ONCE, SQLITE_INBOX, check_age
 from postroom.datasources.providers import Provider
-from postroom.datasources.registry import answered, check_switches, check_times
+from postroom.datasources.registry import ask_registry, check_switches, check_times
 from postroom.errors import AlreadyHandled, ConfigurationError, PostroomError, UnknownTenant
 from postroom.log_fields import Log
 from postroom.log_fields import Step as LogStep
@@ -453,7 +453,7 @@ def sqlite_database(
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[SqliteDatabase, None]:
         database = await SqliteDatabase.open(
-            await answered(path_of, context),
+            await ask_registry(path_of, context),
             create=create,
             schema=schema,
             synchronous=synchronous,
@@ -465,7 +465,7 @@ def sqlite_database(
             await database.aclose(timeout=close_timeout)
 
     async def place(context: C) -> str:
-        return str(await answered(path_of, context))
+        return str(await ask_registry(path_of, context))
 
     return Provider(enter, weight=1, check=SqliteDatabase.check, place=place, connects=False)
 

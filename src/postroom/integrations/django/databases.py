@@ -21,7 +21,7 @@ from postroom.consumer.callables import is_async
 from postroom.datasources import Provider
 from postroom.datasources._read_only import TAKES_WRITES, is_refused_write
 from postroom.datasources._threads import in_thread
-from postroom.datasources.registry import answered
+from postroom.datasources.registry import ask_registry
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.integrations.django import aliases
 from postroom.integrations.django.aliases import TenantAlias, connection_of, connections
@@ -69,7 +69,7 @@ def tenant_databases(
 
     @asynccontextmanager
     async def enter(context: C) -> AsyncGenerator[TenantAlias]:
-        entry: Mapping[str, Any] = await answered(locate, context)
+        entry: Mapping[str, Any] = await ask_registry(locate, context)
         # By chance, and not counted: an object that was pickled has the alias that another process knew its tenant by.
         alias = TenantAlias(f"tenant-{secrets.token_hex(8)}")
         aliases.register(alias, entry)
