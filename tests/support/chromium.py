@@ -136,12 +136,7 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
-    async def screenshot(self, path: Path) -> None:
-        """Write a picture of what is in sight."""
-        said = await self.call("Page.captureScreenshot", format="png")
-        await asyncio.to_thread(path.write_bytes, base64.b64decode(said["data"]))
-
-    async def resize(self, width: int, height: int, *, phone: bool = False, dark: bool = False) -> None:
+    async def resize(self, width: int, height: int, *, phone: bool = False) -> None:
         """Be a screen of this size."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -150,7 +145,7 @@ class Page:
             deviceScaleFactor=2 if phone else 1,
             mobile=phone,
         )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        scheme = {"name": "prefers-color-scheme", "value": "light"}
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
 

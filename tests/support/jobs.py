@@ -11,13 +11,13 @@ from postroom.options import Faults, RetryPolicy
 from support.scripted import message
 
 
-def source(*, max_receives: int | None = None, known: bool = True, fifo: bool = False, **policies: Any) -> Any:
+def source(*, max_receives: int | None = None, known: bool = True, **policies: Any) -> Any:
     """Make what stands for a queue: its redrive policy, and the policies of its messages."""
     redrive = None if max_receives is None else object()
     facts = SimpleNamespace(known=known, max_receives=max_receives, redrive=redrive)
     retry = policies.get("retry", RetryPolicy())
     faults = policies.get("faults", Faults())
-    return SimpleNamespace(facts=facts, fifo=fifo, retry_of=lambda _job: retry, faults_of=lambda _job: faults)
+    return SimpleNamespace(facts=facts, fifo=False, retry_of=lambda _job: retry, faults_of=lambda _job: faults)
 
 
 def job(tenant: Hashable, number: int = 0, *, of: Any = None, receives: int = 1, attempt: int = 1) -> Job:

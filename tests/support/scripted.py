@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
 from postroom.message import Message, OutgoingMessage
-from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy, SendResult, VisibilityChange
+from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, SendResult, VisibilityChange
 
 DeleteScript = Callable[[Sequence[str]], Awaitable[list[EntryFailure]]]
 ChangeScript = Callable[[Sequence[VisibilityChange]], Awaitable[list[EntryFailure]]]
@@ -29,9 +29,8 @@ def answer(
 class ScriptedQueue:
     """Records every call with its time; answers as scripted, by default that all went well."""
 
-    def __init__(self, *, fifo: bool = False, dead_letter_queue: str | None = None) -> None:
-        redrive = None if dead_letter_queue is None else RedrivePolicy(dead_letter_queue, 3)
-        self._info = QueueInfo(name="orders", url="memory://orders", arn="arn:orders", fifo=fifo, redrive=redrive)
+    def __init__(self, *, fifo: bool = False) -> None:
+        self._info = QueueInfo(name="orders", url="memory://orders", arn="arn:orders", fifo=fifo)
         self.deletes: list[tuple[float, list[str]]] = []
         self.changes: list[tuple[float, list[tuple[str, int]]]] = []
         self.sent: list[OutgoingMessage] = []

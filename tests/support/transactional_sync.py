@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from typing import Any, ClassVar
 
 from sqlalchemy import text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
 from postroom.datasources import (
     Provider,
@@ -169,9 +169,3 @@ class SessionSyncAdapter(SqlalchemySyncAdapter):
 
     def connection(self, tx: Any) -> Any:
         return tx.connection()
-
-
-class PlainSessionSyncAdapter(SessionSyncAdapter):
-    """The same, made by the class itself."""
-
-    session: ClassVar[Any] = Session

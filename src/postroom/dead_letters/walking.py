@@ -40,13 +40,11 @@ class Walk:
     Args:
         queue: the queue.
         hold: seconds of invisibility, extended while the walk lasts.
-        wait: seconds that a receive waits for letters.
     """
 
-    def __init__(self, queue: Queue, *, hold: float = HOLD, wait: float = _WAIT) -> None:
+    def __init__(self, queue: Queue, *, hold: float = HOLD) -> None:
         self._queue = queue
         self._hold = hold
-        self._wait = wait
         self._time = asyncio.get_running_loop().time
         self._held: dict[str, tuple[float, str]] = {}  # id: deadline and receipt handle, the oldest first
         self.seen: int = 0
@@ -100,7 +98,7 @@ class Walk:
                 return
 
     async def _receive(self) -> list[Message]:
-        return await self._queue.receive(limit=MAX_BATCH, wait=self._wait, visibility=self._hold)
+        return await self._queue.receive(limit=MAX_BATCH, wait=_WAIT, visibility=self._hold)
 
     async def extend(self) -> None:
         """Extend what has less than half of its time left. To be called while anything else is waited for."""

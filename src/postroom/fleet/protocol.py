@@ -4,7 +4,7 @@ Names of tenants are texts here, made by ``postroom.fleet.names``. All times are
 by its own clock, a replica by its own.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import msgspec
@@ -158,6 +158,3 @@ class SharedState(Protocol):
     async def aclose(self) -> None:
         """Close what was opened."""
         ...
-
-
-Asks = Sequence[Ask]

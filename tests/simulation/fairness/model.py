@@ -63,7 +63,6 @@ class Outcome:
 
     latencies: list[float] = field(default_factory=list[float])
     """Seconds from send to the handler's end, of quiet tenants' messages."""
-    noisy_done: int = 0
     noisy_busy: float = 0.0
     """Handler seconds of noisy tenants."""
     quiet_sent: int = 0
@@ -221,7 +220,6 @@ async def _run(case: Case, broker: LocalBroker) -> Outcome:
             if ended:
                 return
             if ctx.context.startswith("noisy"):
-                outcome.noisy_done += 1
                 outcome.noisy_busy += seconds
             elif sent >= case.noise_from:
                 outcome.latencies.append(loop.time() - start - sent)

@@ -67,7 +67,6 @@ class Whole:
         self.wanted: dict[str, tuple[Process, float]] = {}
         """By which replica, and when, each of them was decided last."""
         self.lost_at = -100.0
-        self.disturbed_at = 0.0
         self.turns: dict[str, tuple[Link, float]] = {}
         """Which replica has the turn at a host, and since when."""
         self.starts = 0

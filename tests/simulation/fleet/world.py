@@ -107,8 +107,6 @@ class Replica:
     cut_off: bool = False
     deaf: bool = False
     """Whether its requests arrive and no answer comes back: a network that is cut in one direction."""
-    fresh_epoch: float = -1.0
-    owed: float = 0.0
     met: dict[str, float] = field(default_factory=dict)
     timer: int = 0
 
@@ -165,7 +163,6 @@ class World:
         self.hard = True
         self.starts = 0
         self.covered_starts = 0
-        self.overcap = 0
         self.calls = 0
         self.crashed: dict[str, float] = {}
         self.rated: dict[str, list[float]] = defaultdict(list)
@@ -436,7 +433,6 @@ class World:
             if other is not replica and self._is_covered(other, tenant)
         )
         if running + others > self.cap_lately():
-            self.overcap += 1
             text = f"F1: {running + others} handlers of {tenant} under slots, of {self.cap_lately()}, at {self.now:.3f}"
             raise Violation(text)
 

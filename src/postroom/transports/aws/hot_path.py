@@ -63,12 +63,12 @@ class HotPath:
         "misses",
     )
 
-    def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool, *, breaker: Breaker | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, credentials: Any, pool: HttpPool) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
         self._refreshed = hasattr(credentials, "refresh_needed")
         self._pool = pool
-        self._breaker = breaker or Breaker()
+        self._breaker = Breaker()
         self._clock = _OWN_CLOCK
         self._frozen: Credentials | None = None
         self._signer: Signer
