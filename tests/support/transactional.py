@@ -99,9 +99,16 @@ class PostgresAdapter(Adapter):
     def inbox(self, registry: Registry[str], max_size: int, **options: Any) -> Provider[str, Any]:
         """Provide with an inbox."""
 
-    @abstractmethod
+    async def execute(self, tx: Any, sql: str) -> None:
+        await tx.execute(sql)
+
+    def savepoint(self, tx: Any) -> AbstractAsyncContextManager[Any]:
+        transaction: AbstractAsyncContextManager[Any] = tx.transaction()
+        return transaction
+
     async def close(self, tx: Any) -> None:
         """Close the connection of a transaction, as a mistaken handler does."""
+        await tx.close()
 
     def column(self, name: str, table: str) -> list[str]:
         sql = f"SELECT {name} FROM {table} ORDER BY 1"
@@ -128,32 +135,12 @@ class AsyncpgAdapter(PostgresAdapter):
     def inbox(self, registry: Registry[str], max_size: int, **options: Any) -> Provider[str, Any]:
         return asyncpg_inbox(asyncpg_pool(registry, max_size=max_size), **options)
 
-    async def execute(self, tx: Any, sql: str) -> None:
-        await tx.execute(sql)
-
-    def savepoint(self, tx: Any) -> AbstractAsyncContextManager[Any]:
-        transaction: AbstractAsyncContextManager[Any] = tx.transaction()
-        return transaction
-
-    async def close(self, tx: Any) -> None:
-        await tx.close()
-
 
 class PsycopgAdapter(PostgresAdapter):
     """psycopg's pool."""
 
     def inbox(self, registry: Registry[str], max_size: int, **options: Any) -> Provider[str, Any]:
         return psycopg_inbox(psycopg_pool(registry, max_size=max_size), **options)
-
-    async def execute(self, tx: Any, sql: str) -> None:
-        await tx.execute(sql)
-
-    def savepoint(self, tx: Any) -> AbstractAsyncContextManager[Any]:
-        transaction: AbstractAsyncContextManager[Any] = tx.transaction()
-        return transaction
-
-    async def close(self, tx: Any) -> None:
-        await tx.close()
 
 
 class PsycopgConnectionsAdapter(PsycopgAdapter):

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import string
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,9 @@ from postroom.redaction import describe
 from postroom.resources.failures import OpenFailure, classify_open, is_of_server, is_outage, is_suspect
 from postroom.transactions import MessageKey
 
+pytestmark = pytest.mark.usefixtures("no_thread_stays")
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
 FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO orders SELECT i FROM n"
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    """An open database with an empty table."""
-    async with sqlite_database(tmp_path.joinpath, create=True, schema=SCHEMA)("a.sqlite3") as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def no_thread_stays() -> Iterator[None]:
-    """Every test ends with as many threads as it began with."""
-    before = set(threading.enumerate())
-    yield
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-        assert not thread.is_alive(), thread
 
 
 async def _ids(database: SqliteDatabase) -> list[str]:

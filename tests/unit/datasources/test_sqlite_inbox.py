@@ -3,8 +3,7 @@
 import asyncio
 import contextvars
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,28 +15,12 @@ from postroom.errors import AlreadyHandled, ClosedError, PostroomError
 from postroom.transactions import MessageKey
 
 T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("no_thread_stays")
 SCHEMA = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY) STRICT;"
 FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 FILL_FOR_EVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO orders SELECT i FROM n"
 KEY = MessageKey("orders", "m-1")
 OTHER = MessageKey("orders", "m-2")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_stays() -> Iterator[None]:
-    """Every test ends with as many threads as it began with."""
-    before = set(threading.enumerate())
-    yield
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-        assert not thread.is_alive(), thread
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    """An open database with an empty table."""
-    async with sqlite_database(tmp_path.joinpath, create=True, schema=SCHEMA)("a.sqlite3") as opened:
-        yield opened
 
 
 async def _record(tx: SqliteTransaction, *ids: str) -> None:
