@@ -218,7 +218,7 @@ async def test_a_body_that_is_not_deleted_is_logged(
         async def refuse(**_: object) -> None:
             raise OSError("network")
 
-        monkeypatch.setattr(claim._s3, "delete_object", refuse)
+        monkeypatch.setattr(claim._s3.opened(), "delete_object", refuse)
         assert (await deliver(consumer, store(endpoint, b"x"))).settlement is Settlement.ACKED
         while claim._deleting:
             await asyncio.wait(claim._deleting)
@@ -311,8 +311,8 @@ async def test_a_refusal_of_s3_is_no_fault_of_the_message(
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": said}}, "GetObject")
 
     async with ClaimCheck(BUCKET, endpoint_url=endpoint, session=session()) as claim:
-        monkeypatch.setattr(claim._s3, "get_object", refuse)
-        monkeypatch.setattr(claim._s3, "put_object", refuse)
+        monkeypatch.setattr(claim._s3.opened(), "get_object", refuse)
+        monkeypatch.setattr(claim._s3.opened(), "put_object", refuse)
         with pytest.raises(Retry, match="AccessDenied"):
             await fetched(claim, pointer("k"))
         with pytest.raises(AccessDenied, match=r"kms:Decrypt.*the message was not sent"):

@@ -22,12 +22,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _of_claim_check() -> str:
     async with ClaimCheck("amzn-s3-demo-bucket") as bodies:
-        return str(bodies._s3.meta.region_name)
+        return str(bodies._s3.opened().meta.region_name)
 
 
 async def _of_task_tokens() -> str:
     async with TaskTokens() as tokens:
-        return str(tokens._client.meta.region_name)
+        return str(tokens._client.opened().meta.region_name)
 
 
 async def _of_a_token_of_rds() -> str:

@@ -10,15 +10,14 @@ import math
 import random
 import re
 from collections.abc import Collection
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from uuid import uuid4
 
 import msgspec
 
-from postroom.aws_session import error_code, new_session
-from postroom.checking import check_endpoint, check_endpoint_variables
+from postroom.aws_session import error_code
 from postroom.errors import (
     AccessDenied,
     ConfigurationError,
@@ -29,9 +28,10 @@ from postroom.errors import (
     ServiceUnavailable,
     TransportError,
 )
+from postroom.integrations._shared_client import SharedClient
 from postroom.log_fields import Log, Step, about
 from postroom.message import Message, MessageAttribute, OutgoingMessage
-from postroom.options import check_count, check_seconds
+from postroom.options import check_count
 from postroom.payloads.contents import MOST, Contents
 from postroom.redaction import describe
 from postroom.sending.batches import size_of
@@ -167,20 +167,25 @@ class ClaimCheck(Contents):
         self._allowed = _checked_buckets(bucket, buckets)
         check_count("ClaimCheck", "threshold", threshold, least=0, most=_LARGEST, limit="SQS takes 1 MiB")
         check_count("ClaimCheck", "most", most)
-        check_seconds("ClaimCheck", "timeout", timeout, least=0.001)
         self._threshold = -1 if always else threshold
         self._prefix = prefix
         self._most = most
         self._delete = delete
         self._timeout = timeout
-        if endpoint_url is not None:
-            check_endpoint("ClaimCheck(endpoint_url=...)", endpoint_url)
-        self._where = {"region_name": region, "endpoint_url": endpoint_url}
-        self._session = session
-        self._s3: Any = None
-        self._opened = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._users = 0
+        self._s3 = SharedClient(
+            "ClaimCheck",
+            "write `async with claim_check:`, or pass it to Consumer(unwrap=...)",
+            ("s3", "S3"),
+            timeout=timeout,
+            region=region,
+            endpoint_url=endpoint_url,
+            session=session,
+            # A server of your own has no host name for each bucket.
+            config={
+                "s3": {"addressing_style": "auto" if endpoint_url is None else "path"},
+                "max_pool_connections": _CONNECTIONS,
+            },
+        )
         self._fetched: dict[str, _Object] = {}
         self._deleting: set[asyncio.Task[None]] = set()
         self._said = -math.inf
@@ -191,25 +196,20 @@ class ClaimCheck(Contents):
 
     async def __aenter__(self) -> Self:
         """Open the S3 client, unless it is open."""
-        async with self._opening:
-            if self._s3 is None:
-                self._s3 = await self._opened.enter_async_context(self._client())
-            self._users += 1
+        await self._s3.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait for deletes that are under way, and close the client, if this is the last exit."""
-        async with self._opening:
-            self._users -= 1
-            if self._users:
-                return
-            if self._deleting:
-                await asyncio.wait(self._deleting, timeout=self._timeout)
-            self._s3 = self._outage = None  # the next loop has another clock
-            self._reached = -math.inf
-            await self._opened.aclose()
+        await self._s3.leave(self._finish)
+
+    async def _finish(self) -> None:
+        if self._deleting:
+            await asyncio.wait(self._deleting, timeout=self._timeout)
+        self._outage = None  # the next loop has another clock
+        self._reached = -math.inf
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class ClaimCheck(Contents):
     async def _fetch(self, found: _Object, message: Message) -> str:
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._opened_s3().get_object(Bucket=found.bucket, Key=found.key)
+                answer = await self._s3.opened().get_object(Bucket=found.bucket, Key=found.key)
                 async with answer["Body"] as stream:
                     size = int(answer["ContentLength"])
                     body = b"" if size > self._most else await stream.read()
@@ -342,7 +342,7 @@ class ClaimCheck(Contents):
     async def _remove(self, found: _Object) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._opened_s3().delete_object(Bucket=found.bucket, Key=found.key)
+                await self._s3.opened().delete_object(Bucket=found.bucket, Key=found.key)
         except Exception as error:
             text = "The body %s of a deleted message stays in bucket %s: %s"
             _log.warning(text, found.key, found.bucket, describe(error))
@@ -385,7 +385,7 @@ class ClaimCheck(Contents):
     async def _put(self, key: str, body: bytes) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._opened_s3().put_object(Bucket=self._bucket, Key=key, Body=body)
+                await self._s3.opened().put_object(Bucket=self._bucket, Key=key, Body=body)
         except NotOpenError:
             raise
         except Exception as error:
@@ -395,25 +395,6 @@ class ClaimCheck(Contents):
             kind = AccessDenied if code in _DENIED else gone_or_not
             text = f"the body could not be stored in bucket {self._bucket} ({said}); the message was not sent"
             raise kind(text, operation="PutObject", code=code) from error
-
-    # -- S3 -------------------------------------------------------------------------------------------------------
-
-    def _client(self) -> Any:
-        from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-
-        if self._where["endpoint_url"] is None:
-            check_endpoint_variables("S3")
-        session: Any = new_session() if self._session is None else self._session
-        # A server of your own has no host name for each bucket.
-        s3 = {"addressing_style": "auto" if self._where["endpoint_url"] is None else "path"}
-        config = AioConfig(s3=s3, max_pool_connections=_CONNECTIONS, connect_timeout=self._timeout)
-        return session.create_client("s3", config=config, **self._where)
-
-    def _opened_s3(self) -> Any:
-        if self._s3 is None:
-            text = "this ClaimCheck is not open: write `async with claim_check:`, or pass it to Consumer(unwrap=...)"
-            raise NotOpenError(text)
-        return self._s3
 
     def __repr__(self) -> str:
         return f"ClaimCheck({self._bucket!r}, buckets={sorted(self._allowed)!r})"

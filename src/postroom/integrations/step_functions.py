@@ -7,17 +7,18 @@ https://docs.aws.amazon.com/step-functions/latest/dg/connect-to-resource.html
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from postroom.aws_session import error_code, new_session
-from postroom.checking import check_endpoint, check_endpoint_variables, check_function
+from postroom.aws_session import error_code
+from postroom.checking import check_function
 from postroom.consumer import CallNext, MessageContext
 from postroom.consumer.batching import current_batch
-from postroom.errors import AlreadyHandled, ConfigurationError, Drop, NotOpenError, Reject, ServiceUnavailable
+from postroom.errors import AlreadyHandled, ConfigurationError, Drop, Reject, ServiceUnavailable
+from postroom.integrations._shared_client import SharedClient
 from postroom.log_fields import Log, Step, about
 from postroom.options import check_count, check_seconds
 from postroom.payloads.encoding import to_json
@@ -129,37 +130,31 @@ class TaskTokens:
             check_seconds("TaskTokens", "heartbeat", heartbeat, least=0.001)
         if attempts is not None:
             check_count("TaskTokens", "attempts", attempts)
-        check_seconds("TaskTokens", "timeout", timeout, least=0.001)
         self._token = token_of if token is None else token
         self._heartbeat = heartbeat
         self._attempts = attempts
         self._timeout = timeout
-        if endpoint_url is not None:
-            check_endpoint("TaskTokens(endpoint_url=...)", endpoint_url)
-        self._where = {"region_name": region, "endpoint_url": endpoint_url}
-        self._session = session
-        self._client: Any = None
-        self._opened = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._users = 0
+        self._client = SharedClient(
+            "TaskTokens",
+            "pass it to Consumer(middleware=[...]), or write `async with tokens:`",
+            ("stepfunctions", "SFN"),
+            timeout=timeout,
+            region=region,
+            endpoint_url=endpoint_url,
+            session=session,
+            config={"read_timeout": timeout, "max_pool_connections": 50},
+        )
 
     async def __aenter__(self) -> Self:
         """Open the client, unless it is open."""
-        async with self._opening:
-            if self._client is None:
-                self._client = await self._opened.enter_async_context(self._made())
-            self._users += 1
+        await self._client.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the client, if this is the last exit."""
-        async with self._opening:
-            self._users -= 1
-            if not self._users:
-                self._client = None
-                await self._opened.aclose()
+        await self._client.leave()
 
     async def __call__(self, payload: Any, ctx: MessageContext[Any, Any], call_next: CallNext) -> None:
         """Handle a message, and report how that ended. Raises what the handler raises."""
@@ -248,12 +243,10 @@ class TaskTokens:
 
     async def _call(self, operation: str, task: _Task, ctx: MessageContext[Any, Any], **arguments: str) -> None:
         """Call Step Functions. Raises ``ServiceUnavailable`` if it cannot be reached, or refuses for now."""
-        if self._client is None:
-            text = "this TaskTokens is not open: pass it to Consumer(middleware=[...]), or write `async with tokens:`"
-            raise NotOpenError(text)
+        client = self._client.opened()
         try:
             async with asyncio.timeout(self._timeout):
-                await getattr(self._client, operation)(taskToken=task.token, **arguments)
+                await getattr(client, operation)(taskToken=task.token, **arguments)
         except Exception as error:
             code = error_code(error)
             if code not in _OVER:
@@ -266,15 +259,6 @@ class TaskTokens:
                 code,
                 extra=_about(ctx),
             )
-
-    def _made(self) -> Any:
-        from aiobotocore.config import AioConfig  # noqa: PLC0415 - loaded with the client, not before
-
-        if self._where["endpoint_url"] is None:
-            check_endpoint_variables("SFN")
-        session: Any = new_session() if self._session is None else self._session
-        config = AioConfig(connect_timeout=self._timeout, read_timeout=self._timeout, max_pool_connections=50)
-        return session.create_client("stepfunctions", config=config, **self._where)
 
 
 def token_of(payload: Any, ctx: MessageContext[Any, Any]) -> str | None:
