@@ -1,10 +1,13 @@
 """Real servers for the integration tests: one PostgreSQL per test process, one database per test."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from integration.workers import Site
+from postroom.local import LocalBroker, LocalServer
 from postroom.testing.postgres import PostgresError, PostgresServer
 from support.quick_postgres import QuickServer
 
@@ -53,3 +56,11 @@ def database(postgres_server: PostgresServer, _empty_databases: list[str]) -> It
         _empty_databases.append(name)
     else:
         postgres_server.drop_database(name)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A local SQS over HTTP."""
+    async with LocalBroker() as broker, LocalServer(broker) as server:
+        broker.create_queue("orders", {"VisibilityTimeout": "30"})
+        yield Site(broker, server.endpoint_url, tmp_path)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from postroom.message import Message
+
 
 @dataclass(frozen=True)
 class Tenant:
@@ -15,3 +17,8 @@ class Order:
     """The payload of the tests."""
 
     order_id: str
+
+
+def tenant_of(message: Message) -> str:
+    """Return the tenant of a message."""
+    return message.attributes["tenantId"]

@@ -19,10 +19,10 @@ from postroom.console import ConsoleServer, allow_token
 from postroom.datasources import asyncpg_pool
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
-from postroom.message import Message
 from postroom.testing.postgres import PostgresServer
 from postroom.testing.valkey import ValkeyServer
 from postroom.transports.memory import MemoryClient
+from support.shop import tenant_of
 from support.valkey import valkey_server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(120)]
@@ -43,11 +43,6 @@ async def main(old, new, registry, target):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-def tenant_of(message: Message) -> str:
-    """Return the tenant of a message."""
-    return message.attributes["tenantId"]
 
 
 @pytest.fixture(scope="module")

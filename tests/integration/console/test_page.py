@@ -12,18 +12,13 @@ from postroom import Concurrency, Consumer, MessageContext, TenantState
 from postroom.console import ConsoleServer, allow_token
 from postroom.local import LocalBroker
 from postroom.local.shapes import AttributeValue, Send
-from postroom.message import Message
 from postroom.transports.memory import MemoryClient
 from support.chromium import CHROMIUM, MISSING, Page, chromium
+from support.shop import tenant_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 TOKEN = "correct horse battery"
-
-
-def tenant_of(message: Message) -> str:
-    """Return the tenant of a message."""
-    return message.attributes["tenantId"]
 
 
 class Site:

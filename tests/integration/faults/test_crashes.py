@@ -9,16 +9,15 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from integration.test_processes import Site
+from integration.workers import Site
 from postroom.datasources import postgres_inbox, tenant_file
-from postroom.local import LocalBroker, LocalServer
 from postroom.testing.postgres import PostgresServer
 
 KILLS = int(os.environ.get("POSTROOM_KILLS", "2"))
@@ -72,14 +71,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         case driver:
             with _on(request.getfixturevalue("postgres_server"), f"crash-{tmp_path.name}", driver) as storage:
                 yield storage
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """A local SQS over HTTP."""
-    async with LocalBroker() as broker, LocalServer(broker) as server:
-        broker.create_queue("orders", {"VisibilityTimeout": "30"})
-        yield Site(broker, server.endpoint_url, tmp_path)
 
 
 async def _produce(site: Site, sent: list[tuple[str, str]], rng: Random) -> None:

@@ -6,7 +6,7 @@ for how long; without it a few seconds, which show no more than that nothing gro
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -15,9 +15,8 @@ from statistics import median
 import psutil
 import pytest
 
-from integration.test_processes import Site
+from integration.workers import Site
 from postroom.datasources import postgres_inbox
-from postroom.local import LocalBroker, LocalServer
 from postroom.testing.postgres import PostgresServer
 from support.tenant_database import CLIENT
 
@@ -49,14 +48,6 @@ class Samples:
     def between(self, values: list[int], start: float, end: float) -> list[int]:
         """Return the values that were sampled in a time."""
         return [value for at, value in zip(self.at, values, strict=True) if start <= at < end]
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """A local SQS over HTTP."""
-    async with LocalBroker() as broker, LocalServer(broker) as server:
-        broker.create_queue("orders", {"VisibilityTimeout": "30"})
-        yield Site(broker, server.endpoint_url, tmp_path)
 
 
 def _backends(server: PostgresServer, name: str) -> int:

@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 
-from integration.test_processes import CREDENTIALS
+from integration.workers import CREDENTIALS
 from postroom.local import LocalBroker, LocalServer
 from postroom.outbox import postgres_outbox
 from postroom.testing.postgres import PostgresServer

@@ -16,13 +16,8 @@ from postroom.console.app import _Console
 from postroom.console.desk import Desk
 from postroom.errors import ConfigurationError
 from postroom.events import Event, OperatorAction
-from postroom.message import Message
+from support.shop import tenant_of
 from support.world import Order, World, with_world
-
-
-def tenant_of(message: Message) -> str:
-    """Return the tenant of a message."""
-    return message.attributes["tenantId"]
 
 
 class Office:

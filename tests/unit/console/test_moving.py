@@ -22,16 +22,11 @@ from postroom.console import (
 )
 from postroom.datasources.providers import Provider
 from postroom.errors import ConfigurationError
-from postroom.message import Message
 from support.fleet import FaultyState
+from support.shop import tenant_of
 from support.world import Order, World, with_world
 
 TOKEN = "correct horse battery"
-
-
-def tenant_of(message: Message) -> str:
-    """Return the tenant of a message."""
-    return message.attributes["tenantId"]
 
 
 class Shop:

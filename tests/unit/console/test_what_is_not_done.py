@@ -10,16 +10,11 @@ import pytest
 from postroom import Consumer, MessageContext, ResourcePool
 from postroom.console import MoveFailed, move_tenant, offboard_tenant
 from postroom.errors import ConfigurationError
-from postroom.message import Message
+from support.shop import tenant_of
 from support.world import Order, World, with_world
 
 SHARED = "Drain it in every consumer that shares the pool, stop what else leases from it, and run this again"
 OTHERS = "what is no consumer here, such as a web route or an outbox relay"
-
-
-def tenant_of(message: Message) -> str:
-    """Return the tenant of a message."""
-    return message.attributes["tenantId"]
 
 
 class Slow:

@@ -9,6 +9,7 @@ import pytest
 from postroom.errors import ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute
 from postroom.payloads import cross_check_group
+from support.shop import tenant_of
 
 
 def message(group: str | None) -> Message:
@@ -16,11 +17,6 @@ def message(group: str | None) -> Message:
     system = {} if group is None else {"MessageGroupId": group}
     attributes = {"tenantId": MessageAttribute(string_value="tenant-a")}
     return Message(id="m-1", body="", message_attributes=attributes, system_attributes=system)
-
-
-def tenant_of(message: Message) -> str:
-    """Resolve the tenant."""
-    return message.attributes["tenantId"]
 
 
 async def look_up(message: Message) -> str:
