@@ -300,38 +300,37 @@ def test_an_unknown_tenant_is_a_permanent_failure() -> None:
     assert outcome.error.permanent
 
 
-def test_a_backlog_of_an_unknown_tenant_has_its_attempts_side_by_side(caplog: pytest.LogCaptureFixture) -> None:
+@with_world
+async def test_a_backlog_of_an_unknown_tenant_has_its_attempts_side_by_side(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is refused at once does not wait for the next look: one message in a minute would take weeks."""
+    world.create(dead_letters="dead", receives=3)
+    databases = Databases()
+    tries: list[str] = []
 
-    async def scenario(world: World) -> tuple[float, list[str], int]:
-        world.create(dead_letters="dead", receives=3)
-        databases = Databases()
-        tries: list[str] = []
+    def unknown() -> Exception:
+        tries.append("gone")
+        return UnknownTenant("gone")
 
-        def unknown() -> Exception:
-            tries.append("gone")
-            return UnknownTenant("gone")
+    databases.failures["gone"] = unknown
+    orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
+    loop = asyncio.get_running_loop()
+    late = [0.0]
 
-        databases.failures["gone"] = unknown
-        orders = Consumer("orders", context=Tenant, resources=databases, client=world.client)
-        loop = asyncio.get_running_loop()
-        late = [0.0]
+    @orders.handler
+    async def record(order: Order, ctx: Ctx) -> None:
+        late.append(loop.time() - order.seconds)
 
-        @orders.handler
-        async def record(order: Order, ctx: Ctx) -> None:
-            late.append(loop.time() - order.seconds)
-
-        async with orders:
-            world.send_orders(*map(str, range(100)), tenant="gone", group="gone")
-            for _ in range(60):
-                world.send_orders("x", tenant="well", group="well", seconds=loop.time())
-                await asyncio.sleep(5)
-            assert world.counts() == (0, 0)
-        assert len(late) == 61
-        return max(late), tries, world.counts("dead")[0]
-
-    late, tries, dead = in_world(scenario)
-    assert late < 1.0
+    async with orders:
+        world.send_orders(*map(str, range(100)), tenant="gone", group="gone")
+        for _ in range(60):
+            world.send_orders("x", tenant="well", group="well", seconds=loop.time())
+            await asyncio.sleep(5)
+        assert world.counts() == (0, 0)
+    assert len(late) == 61
+    dead = world.counts("dead")[0]
+    assert max(late) < 1.0
     assert len(tries) <= 5
     assert dead == 100
     assert sum(record.levelname == "ERROR" for record in caplog.records) <= 50

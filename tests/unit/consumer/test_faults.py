@@ -130,86 +130,80 @@ def test_memory_is_bounded() -> None:
     assert len(watch.availability.failing) == len(watch.availability._open) == REMEMBER
 
 
-def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on() -> None:
+@with_world
+async def test_a_poison_message_is_dead_lettered_while_its_tenant_goes_on(world: World) -> None:
     """With the reason, before the queue's own maxReceiveCount would have done it without one."""
+    world.create(dead_letters="dead", receives=20)
+    orders: Consumer[Tenant] = Consumer(
+        "orders",
+        context=Tenant,
+        client=world.client,
+        retry=RetryPolicy(base=1, jitter=0),
+        faults=Faults(poison_after=3, poison_others=5),
+    )
+    done: list[str] = []
 
-    async def scenario(world: World) -> tuple[str | None, int]:
-        world.create(dead_letters="dead", receives=20)
-        orders: Consumer[Tenant] = Consumer(
-            "orders",
-            context=Tenant,
-            client=world.client,
-            retry=RetryPolicy(base=1, jitter=0),
-            faults=Faults(poison_after=3, poison_others=5),
-        )
-        done: list[str] = []
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        if order.order_id == "bad":
+            raise ValueError
+        done.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            if order.order_id == "bad":
-                raise ValueError
-            done.append(order.order_id)
-
-        async with orders:
-            world.send_orders("bad")
-            for number in range(20):
-                world.send_orders(str(number))
-                await asyncio.sleep(1)
-        [letter] = await world.broker.receive("dead")
-        return letter.message_attributes["postroom.reason"].string_value, len(done)
-
-    reason, done = in_world(scenario)
+    async with orders:
+        world.send_orders("bad")
+        for number in range(20):
+            world.send_orders(str(number))
+            await asyncio.sleep(1)
+    [letter] = await world.broker.receive("dead")
+    reason = letter.message_attributes["postroom.reason"].string_value
     assert reason is not None
     assert reason.startswith("poison: 4 failed attempts")
-    assert done == 20
+    assert len(done) == 20
 
 
-def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receives() -> None:
+@with_world
+async def test_a_broken_tenant_is_tried_with_one_message_per_pause_and_burns_no_receives(world: World) -> None:
     """Five minutes of failures: few calls, nothing dead-lettered but what really failed, and all is well after."""
+    world.create(dead_letters="dead", receives=30)
+    orders: Consumer[Tenant] = Consumer(
+        "orders",
+        context=Tenant,
+        client=world.client,
+        concurrency=Concurrency(total=20),
+        faults=Faults(breaker_after=6, messages=3, base=4, cap=30),
+    )
+    broken = True
+    calls = running = most = 0
+    done: set[str] = set()
+    well = 0
 
-    async def scenario(world: World) -> tuple[int, int, int, int, tuple[int, int]]:
-        world.create(dead_letters="dead", receives=30)
-        orders: Consumer[Tenant] = Consumer(
-            "orders",
-            context=Tenant,
-            client=world.client,
-            concurrency=Concurrency(total=20),
-            faults=Faults(breaker_after=6, messages=3, base=4, cap=30),
-        )
-        broken = True
-        calls = running = most = 0
-        done: set[str] = set()
-        well = 0
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
+        nonlocal calls, running, most, well
+        if ctx.context.tenant_id == "well":
+            well += 1
+            return
+        if broken:
+            calls += 1
+            running += 1
+            if orders.statistics().received > 100:
+                most = max(most, running)
+            await asyncio.sleep(0.1)
+            running -= 1
+            raise ConnectionError
+        done.add(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant]) -> None:
-            nonlocal calls, running, most, well
-            if ctx.context.tenant_id == "well":
-                well += 1
-                return
-            if broken:
-                calls += 1
-                running += 1
-                if orders.statistics().received > 100:
-                    most = max(most, running)
-                await asyncio.sleep(0.1)
-                running -= 1
-                raise ConnectionError
-            done.add(order.order_id)
-
-        world.send_orders(*map(str, range(60)), tenant="broken")
-        async with orders:
-            for number in range(300):
-                world.send_orders(str(number), tenant="well")
-                await asyncio.sleep(1)
-            broken = False
-            await asyncio.sleep(1000)
-        return calls, most, well, len(done), world.counts("dead")
-
-    calls, most, well, done, dead = in_world(scenario)
+    world.send_orders(*map(str, range(60)), tenant="broken")
+    async with orders:
+        for number in range(300):
+            world.send_orders(str(number), tenant="well")
+            await asyncio.sleep(1)
+        broken = False
+        await asyncio.sleep(1000)
+    dead = world.counts("dead")
     assert calls < 60
     assert most <= 1
-    assert (well, done, dead) == (300, 60, (0, 0))
+    assert (well, len(done), dead) == (300, 60, (0, 0))
 
 
 @pytest.mark.parametrize("how", ["suspect resource", "asks for a retry", "bad body", "resource is down"])

@@ -65,33 +65,30 @@ class OddClient(MemoryClient):
 
 @pytest.mark.parametrize("error", ODD)
 @pytest.mark.parametrize("place", ["receive", "delete", "change_visibility", "send", "attributes"])
-def test_what_a_call_raises_fails_that_call(place: str, error: type[BaseException]) -> None:
+@with_world
+async def test_what_a_call_raises_fails_that_call(world: World, place: str, error: type[BaseException]) -> None:
     """It is tried again: one order is acknowledged, one retried, one rejected, and the consumer goes on."""
+    world.create(dead_letters="dead")
+    client = OddClient(world.broker)
+    client.place, client.error, client.left = place, error, 2
+    done: list[str] = []
+    orders = Consumer("orders", context=Tenant, client=client, retry=RetryPolicy(base=1, jitter=0))
 
-    async def scenario(world: World) -> tuple[list[str], int, int, int]:
-        world.create(dead_letters="dead")
-        client = OddClient(world.broker)
-        client.place, client.error, client.left = place, error, 2
-        done: list[str] = []
-        orders = Consumer("orders", context=Tenant, client=client, retry=RetryPolicy(base=1, jitter=0))
+    @orders.handler
+    async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+        if order.order_id == "bad":
+            raise Reject("bad")
+        if order.order_id == "again" and ctx.attempt == 1:
+            raise ValueError
+        await asyncio.sleep(order.seconds)
+        done.append(order.order_id)
 
-        @orders.handler
-        async def handle(order: Order, ctx: MessageContext[Tenant, None]) -> None:
-            if order.order_id == "bad":
-                raise Reject("bad")
-            if order.order_id == "again" and ctx.attempt == 1:
-                raise ValueError
-            await asyncio.sleep(order.seconds)
-            done.append(order.order_id)
-
-        async with orders:
-            world.send_orders("good", "again", "bad")
-            world.send_orders("long", seconds=100)
-            await asyncio.sleep(150)
-        return sorted(done), sum(world.counts()), sum(world.counts("dead")), client.left
-
-    done, left, dead, unraised = in_world(scenario)
-    assert (done, left, dead) == (["again", "good", "long"], 0, 1)
+    async with orders:
+        world.send_orders("good", "again", "bad")
+        world.send_orders("long", seconds=100)
+        await asyncio.sleep(150)
+    left, dead, unraised = sum(world.counts()), sum(world.counts("dead")), client.left
+    assert (sorted(done), left, dead) == (["again", "good", "long"], 0, 1)
     assert unraised == 0 or place == "attributes"  # which are read while messages come, a minute apart
 
 

@@ -509,33 +509,32 @@ def test_no_timer_is_left_of_a_queue_that_is_listed_no_longer(timers: Timers) ->
 
 
 @pytest.mark.parametrize("stops", [False, True])
-def test_messages_of_tasks_that_were_cancelled_before_their_first_step_are_not_forgotten(stops: bool) -> None:
+@with_world
+async def test_messages_of_tasks_that_were_cancelled_before_their_first_step_are_not_forgotten(
+    world: World, stops: bool
+) -> None:
     """Code that cancels every task of the loop may hit one that was just made: its message comes again, a stop ends."""
+    world.create()
+    world.send_orders("1", "2", "3")
+    orders = Consumer("orders", context=Tenant, client=world.client)
+    handled: list[str] = []
 
-    async def scenario(world: World) -> tuple[list[str], tuple[int, int], float]:
-        world.create()
-        world.send_orders("1", "2", "3")
-        orders = Consumer("orders", context=Tenant, client=world.client)
-        handled: list[str] = []
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, None]) -> None:
+        if order.order_id == "1":
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                if task.get_name().startswith("postroom-message-"):
+                    task.cancel()
+            if stops:
+                orders.stop()
+        handled.append(order.order_id)
 
-        @orders.handler
-        async def record(order: Order, ctx: MessageContext[Tenant, None]) -> None:
-            if order.order_id == "1":
-                others = asyncio.all_tasks() - {asyncio.current_task()}
-                for task in others:
-                    if task.get_name().startswith("postroom-message-"):
-                        task.cancel()
-                if stops:
-                    orders.stop()
-            handled.append(order.order_id)
-
-        async with orders:
-            await (orders.wait_for_stop() if stops else asyncio.sleep(10))
-            began = now()
-        return sorted(handled), world.counts(), now() - began
-
-    handled, counts, seconds = in_world(scenario)
-    assert handled == (["1"] if stops else ["1", "2", "3"])
+    async with orders:
+        await (orders.wait_for_stop() if stops else asyncio.sleep(10))
+        began = now()
+    counts, seconds = world.counts(), now() - began
+    assert sorted(handled) == (["1"] if stops else ["1", "2", "3"])
     assert counts == ((2, 0) if stops else (0, 0))
     assert seconds < 3
 
