@@ -20,6 +20,7 @@ _log = Log("postroom", Step.LOOP)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def clean(function: F) -> F:
@@ -97,6 +98,17 @@ def is_in_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, without an event loop, and return what it returns."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine that was not to wait has suspended")
 
 
 def is_cancelled() -> bool:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from postroom.inspection import inspect_consumer
 from postroom.local.threaded import ThreadedServer
 from postroom.transports import Queue, RedrivePolicy
 from postroom.transports.protocol import QueueInfo
+from support.ports import free_port
 from support.scripted import ScriptedQueue
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -253,7 +253,7 @@ def test_the_commands_of_the_image_work_with_its_environment(tmp_path: Path) -> 
         environment = {
             **own,
             **{name: value for name, value in image.items() if name != "PATH"},
-            "POSTROOM_HEALTH_PORT": str(_free_port()),
+            "POSTROOM_HEALTH_PORT": str(free_port()),
             "POSTROOM_CONSUMERS": "shop_image:orders",
             "AWS_ENDPOINT_URL_SQS": server.endpoint_url,
         }
@@ -276,11 +276,6 @@ def test_the_commands_of_the_image_work_with_its_environment(tmp_path: Path) -> 
             assert worker.wait(30) == 0
         gone = subprocess.run([*run, *check[1:]], env=environment, cwd=tmp_path, check=False, timeout=60)
         assert gone.returncode == 1
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def test_the_document_names_every_file() -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
+
+from support.ports import free_port
 
 TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 COMMANDS = Path(sys.executable).parent
@@ -83,13 +84,6 @@ def wait_until(words: str, part: str, where: Path, environment: dict[str, str]) 
         if part in said.stdout:
             return
     raise AssertionError(f"{part!r} never came: {said.stdout}{said.stderr}")
-
-
-def free_port() -> int:
-    """Return a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_first_message_of_ones_own(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from postroom.datasources._places import place_of
 from postroom.datasources._psycopg_refusals import refusal_of
 from postroom.datasources._reset import DEALLOCATE, RESET
 from postroom.datasources._server import Server
-from postroom.datasources._sync_inbox import run_now
 from postroom.datasources._threads import in_thread
 from postroom.datasources._waiting import tell_of_held
 from postroom.datasources.psycopg import break_off, changed_flags, check_dsn, remember, restore, share_of_each_host
 from postroom.datasources.registry import DataSource, Password, ask
 from postroom.errors import ClosedError
+from postroom.tasks import run_now
 
 T = TypeVar("T")
 SyncConnection = psycopg.Connection[TupleRow]

@@ -5,7 +5,7 @@ promises of a transaction are kept in one place, whichever way it is driven.
 """
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, TypeVar
@@ -14,6 +14,7 @@ from postroom.datasources._postgres_inbox import PostgresDatabase, Work
 from postroom.datasources.inbox import KEEP, Inbox
 from postroom.datasources.scope import Scope
 from postroom.redaction import sqlstate_of
+from postroom.tasks import run_now
 from postroom.transactions import MessageKey
 
 T = TypeVar("T")
@@ -28,17 +29,6 @@ _CLAIM: Final = (
 )
 """The server ends the wait for a duplicate, as nothing else could interrupt the thread; the block has its own setting
 back. In one statement, so that it costs no round trip."""
-
-
-def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, and return what it returns."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a coroutine over a driver that blocks has suspended")
 
 
 class _Driven(Generic[Tx]):

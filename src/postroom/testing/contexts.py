@@ -12,7 +12,7 @@ from postroom.consumer.context import MessageContext
 from postroom.errors import ConfigurationError
 from postroom.message import Message, MessageAttribute
 from postroom.options import check_count
-from postroom.tasks import TimeLimit, is_in_loop
+from postroom.tasks import TimeLimit, is_in_loop, run_now
 from postroom.transactions import MessageKey
 from postroom.types import C, C_co, R, R_co
 
@@ -77,7 +77,7 @@ class RecordedContext(MessageContext[C_co, R_co], frozen=True):
     def _confirmed(self, method: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Confirmation:
         confirmation = Confirmation(work, f"ctx.{method}() for message {self.message.id}", self)
         if not is_in_loop():
-            _run_at_once(confirmation)
+            run_now(confirmation)
         return confirmation
 
 
@@ -147,11 +147,3 @@ def context(
         message = Message(id="test", body="", message_attributes=made, system_attributes=count, queue="test")
     owner = context if tenant is None else tenant
     return RecordedContext(message, context, resources, owner, attempt, _Recorder())
-
-
-def _run_at_once(work: Coroutine[Any, Any, None]) -> None:
-    """Run what never waits to its end, without an event loop."""
-    try:
-        work.send(None)
-    except StopIteration:
-        return

@@ -24,6 +24,7 @@ from typing import Final, Self, cast
 from urllib.parse import quote
 
 from postroom.checking import check_optional_path, shown
+from postroom.datasources.scope import quoted
 from postroom.errors import ClosedError, ConfigurationError, NotOpenError, PostroomError
 from postroom.options import check_seconds
 from postroom.testing._postgres_binaries import (
@@ -206,8 +207,8 @@ class PostgresServer(Entered):
             template: a database to copy, usually one made by ``create_template``: milliseconds, whatever is in it.
             schema: SQL to run in it.
         """
-        copy = f" TEMPLATE {_quoted(template)}" if template is not None else ""
-        self.execute(f"CREATE DATABASE {_quoted(name)}{copy}")
+        copy = f" TEMPLATE {quoted(template)}" if template is not None else ""
+        self.execute(f"CREATE DATABASE {quoted(name)}{copy}")
         if schema:
             self.execute(schema, database=name)
         return self.dsn(name)
@@ -215,11 +216,11 @@ class PostgresServer(Entered):
     def create_template(self, name: str, schema: str) -> None:
         """Create a database to be copied by ``create_database(template=name)``. It takes no connections."""
         self.create_database(name, schema=schema)
-        self.execute(f"ALTER DATABASE {_quoted(name)} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")
+        self.execute(f"ALTER DATABASE {quoted(name)} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")
 
     def drop_database(self, name: str) -> None:
         """Drop a database, if it exists, with all connections to it."""
-        self.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
+        self.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
 
     def execute(self, sql: str, *, database: str = "postgres") -> str:
         """Run SQL as the superuser and return the rows as text: one line each, columns separated by ``|``.
@@ -437,10 +438,6 @@ def _check_settings(settings: object) -> None:
     got = shown(cast("object", settings))
     text = 'PostgresServer(settings=...) takes texts by name: write settings={"max_connections": "20"}'
     raise ConfigurationError(f"{text}; got {got}")
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _quiet_ports() -> tuple[int, int]:

@@ -20,6 +20,7 @@ from postroom.local import LocalBroker, LocalServer
 from postroom.transports import AwsClient, Client
 from postroom.transports.memory import MemoryClient
 from support.aws import isolate_aws
+from support.ports import free_port
 
 MINISTACK = "ministack@1.5.33"
 """One version, because its known deviations are listed and expected."""
@@ -100,13 +101,6 @@ class TestAwsOrdinaryOnLocalServer(OnLocalServer):
     hot_path = False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _uv() -> str | None:
     beside = Path(sys.prefix).parent / ".uv" / "bin" / "uv"
     return shutil.which("uv") or (str(beside) if beside.exists() else None)
@@ -118,7 +112,7 @@ def _running_ministack(folder: Path) -> Iterator[str]:
     uv = _uv()
     if uv is None:
         pytest.skip("uv, which installs ministack, is not on the PATH")
-    port = _free_port()
+    port = free_port()
     settings = {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "sqs", "LOG_LEVEL": "WARNING"}
     url = f"http://127.0.0.1:{port}"
     with (folder / "ministack.log").open("w") as log:
