@@ -123,7 +123,7 @@ class Run(Generic[C, R]):
         self.scouting: Scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
-        availability = Availability(pool, rng, hints)
+        availability = Availability(pool, rng, hints, self.tasks.outages)
         self.core: Core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
         self.engine: Engine = Engine(self.core, self.tasks, visible=settings.first_visibility.timeout)
         self.engine.on_end = self.end

@@ -40,10 +40,11 @@ class Engine:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.empty: asyncio.Event = asyncio.Event()
         """Set once the pool is shut and no task of it is left."""
-        self._time = clock_of(self.loop)
+        self.time: Callable[[], float] = clock_of(self.loop)
+        """Tells the loop's time."""
         self._core = core
         self._provision = provision
-        self._report = Reporter(name)
+        self._report = Reporter(name, self)
         self._sized = provision.knows_weight
         self._timeouts = timeouts
         self._observers = observers
@@ -95,6 +96,10 @@ class Engine:
         """Let the close go on if nothing is left."""
         if self._core.shut_down and not self._tasks and not self._core.table.entries:
             self.empty.set()
+
+    def close_log(self) -> None:
+        """Tell now of outages that no line has told of."""
+        self._report.outages.close()
 
     def press(self) -> None:
         """Cancel once more what leaves its provider, or checks one."""
@@ -166,7 +171,7 @@ class Engine:
     def unused(self, entry: Entry) -> None:
         """Note that the last lease of an entry was given back."""
         core = self._core
-        core.unused(entry, self._time())
+        core.unused(entry, self.time())
         if core.actions:
             self.act()
 
@@ -209,6 +214,8 @@ class Engine:
             entry.verify = False
             self._tell_created(entry)
         self.act()
+        if opens:
+            self._report.opened(entry.key)
         # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
         if opens and self._observers:
             self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host, invited))
