@@ -6,6 +6,7 @@ each tenant. So what has failed in the same way within an hour is counted, and t
 
 import asyncio
 import heapq
+import itertools
 import logging
 import math
 from collections import OrderedDict
@@ -28,6 +29,7 @@ CALM: Final = 300.0
 SINGLY: Final = 10
 """Lines a minute that tell of one subject, for one kind and cause. Further subjects share a line."""
 _MINUTE: Final = 60.0
+_DAY: Final = 86_400.0
 _SOON: Final = 10.0
 """Seconds until a line tells of what no line has told of yet, if there was no such line in the last minute."""
 _SPACING: Final = (60.0, 4.0, 3600.0)
@@ -153,7 +155,7 @@ class Outages:
 
     def __init__(self, timer: Timer | None = None) -> None:
         self._timer = timer
-        self._groups: dict[tuple[str, str], _Group] = {}
+        self._groups: dict[tuple[Kind, str], _Group] = {}
         self._remembered = 0
         self._handle: asyncio.TimerHandle | None = None
         self._rarely = False
@@ -189,7 +191,7 @@ class Outages:
         """Note that something works again, and return whether to say so: a line has told that it failed."""
         told = False
         for group in self._groups.values():
-            story = group.stories.get(subject) if group.kind.what == kind.what else None
+            story = group.stories.get(subject) if group.kind == kind else None
             if story is not None and story.down:
                 story.down, story.last = False, now
                 story.longest = max(story.longest, now - story.began)
@@ -201,7 +203,7 @@ class Outages:
     def forget(self, kind: Kind, subject: Hashable) -> None:
         """Let the next failure be news: something was done about it."""
         for group in self._groups.values():
-            story = group.stories.pop(subject, None) if group.kind.what == kind.what else None
+            story = group.stories.pop(subject, None) if group.kind == kind else None
             if story is not None:
                 group.untold -= story.untold
                 self._drop(group, story)
@@ -232,9 +234,9 @@ class Outages:
     # -- what happens -------------------------------------------------------------------------------------------
 
     def _group(self, kind: Kind, cause: str, now: float) -> _Group:
-        name = kind.what, cause
+        name = kind, cause
         if name not in self._groups and len(self._groups) >= _CAUSES:
-            name = kind.what, _OTHER
+            name = kind, _OTHER
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group(kind, now)
@@ -262,8 +264,8 @@ class Outages:
             group.down += 1
             story.down, story.began = True, now
             story.times += 1
-            # Counted at its first time, where many came at once: then a line has told of it, or is about to.
-            self._count(group, story, subject, now, new=story.times == 2 and not story.summed and not story.untold)  # noqa: PLR2004
+            # Where many came at once, it was counted at its first time: then a line has told of it, or is about to.
+            self._count(group, story, subject, now, new=story.times == 2 and not (story.summed or story.untold))
         if story.told:
             return Telling.GOES_ON
         # Not where many are down: the lines about all of them say so.
@@ -346,12 +348,13 @@ class Outages:
         group.said_at = now
 
     def _forget(self, group: _Group, now: float) -> None:
-        while group.stories:
-            subject, story = next(iter(group.stories.items()))
-            if story.last > now - FORGOTTEN or story.untold:
-                return
-            del group.stories[subject]
-            self._drop(group, story)
+        old = itertools.takewhile(lambda each: each[1].last <= now - FORGOTTEN, group.stories.items())
+        for subject, story in list(old):
+            # It may not have been tried since: its end is worth a line for a day.
+            lasts = story.down and story.told and story.last > now - _DAY
+            if not (lasts or story.untold):
+                del group.stories[subject]
+                self._drop(group, story)
 
     def _drop(self, group: _Group, story: _Story) -> None:
         self._remembered -= 1
@@ -365,7 +368,8 @@ class Outages:
     @staticmethod
     def _most_often(found: list[tuple[Hashable, _Story]]) -> str:
         most = heapq.nlargest(_NAMED, found, key=lambda each: each[1].times)
-        return "most often " + _shown((f"{display_key(subject)} ({story.times})" for subject, story in most), len(found))
+        named = (f"{display_key(subject)} ({story.times})" for subject, story in most)
+        return f"most often {_shown(named, len(found))}"
 
     # -- the timer ----------------------------------------------------------------------------------------------
 

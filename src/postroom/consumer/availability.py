@@ -461,7 +461,8 @@ class Availability:
             woken[tenant] = None
             of_host = obstacle.kind is ObstacleKind.HOST
             kinds = (_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)
-            if not any([self._outages.worked(kind, obstacle.name, now) for kind in kinds]):
+            told = [self._outages.worked(kind, obstacle.name, now) for kind in kinds]
+            if not any(told):
                 continue
             what = "Host" if of_host else "Tenant"
             text = "%s %s is available again after %.1f s"

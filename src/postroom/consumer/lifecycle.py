@@ -173,7 +173,7 @@ class Run(Generic[C, R]):
         settings = self.settings
         if isinstance(policy, SharedPolicy) and settings.queues is not None:
             queues, observers = settings.queues, settings.observers
-            self._steps = steps_of(self.name)
+            self._steps = steps_of(self.name, outages=self.tasks.outages)
             self._rota = Rota[Inlet](settings.polling, watched=queues.watched, rest=queues.rest)
             polling, looks = settings.polling, queues.watched
             return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)

@@ -44,10 +44,8 @@ class Reporter:
                 log.log(level, text, display_key(key), seconds, counted(tries, "try"), extra=about(tenant=key))
             case news.Repaired(key):
                 self.outages.forget(_KEYS, key)
-            case news.HostAvailable(host, seconds, tries):
-                text = "Host available again: %s; %.3g s, %s"
-                level = logging.WARNING if self.outages.worked(_HOSTS, host, self._time()) else logging.DEBUG
-                log.log(level, text, display_key(host), seconds, counted(tries, "probe"))
+            case news.HostAvailable():
+                self._host_available(told)
             case news.Exhausted():
                 self._exhausted(told)
 
@@ -75,6 +73,11 @@ class Reporter:
             level = logging.WARNING if telling.is_told else logging.DEBUG
             text = "Host still not available: %s (probe %d failed: %s); next probe in %.3g s"
             log.log(level, text, display_key(told.host), told.trips - 1, why, told.retry_after)
+
+    def _host_available(self, told: news.HostAvailable) -> None:
+        text, tries = "Host available again: %s; %.3g s, %s", counted(told.tries, "probe")
+        level = logging.WARNING if self.outages.worked(_HOSTS, told.host, self._time()) else logging.DEBUG
+        log.log(level, text, display_key(told.host), told.seconds, tries)
 
     def _exhausted(self, told: news.Exhausted) -> None:
         holders = ", ".join(f"{display_key(key)} ({weight}, {leases} leased)" for key, weight, leases in told.holders)
