@@ -27,7 +27,9 @@ FORGOTTEN: Final = 3600.0
 CALM: Final = 300.0
 """Seconds without a failure after which it is said to be over for good."""
 SINGLY: Final = 10
-"""Lines a minute that tell of one subject, for one kind and cause. Further subjects share a line."""
+"""Lines at once that tell of one subject each, for one kind and cause. Further subjects share a line."""
+_ONE_MORE: Final = 120.0
+"""Seconds until there may be one more of them."""
 _MINUTE: Final = 60.0
 _DAY: Final = 86_400.0
 _SOON: Final = 10.0
@@ -57,7 +59,7 @@ class Kind(NamedTuple):
     field: Literal["tenant", "queue"] | None = None
     """The field of a record that names a subject."""
     singly: int = SINGLY
-    """Lines a minute that tell of one subject, for one cause."""
+    """Lines at once that tell of one subject each, for one cause."""
     prefixed: bool = True
     """Whether a subject is named with its unit."""
 
@@ -133,15 +135,20 @@ class _Group(msgspec.Struct):
     due: float = math.inf
     said_at: float = -math.inf
     spacing: float = _SPACING[0]
-    lines: int = 0
-    lines_until: float = -math.inf
+    lasted: float = 0.0
+    """How long the longest outage has lasted that a line about many was hurried for."""
+    lines: float = 0.0
+    """Lines about single subjects, less those that are long ago."""
+    lines_at: float = 0.0
 
     def may_tell(self, now: float) -> bool:
         """Whether there is room for one more line about a single subject."""
-        if now >= self.lines_until:
-            self.lines, self.lines_until = 0, now + _MINUTE
+        self.lines = max(0.0, self.lines - (now - self.lines_at) / _ONE_MORE)
+        self.lines_at = now
+        if self.lines > self.kind.singly - 1:
+            return False
         self.lines += 1
-        return self.lines <= self.kind.singly
+        return True
 
 
 class Outages:
@@ -196,6 +203,7 @@ class Outages:
                 story.down, story.last = False, now
                 story.longest = max(story.longest, now - story.began)
                 group.down -= 1
+                group.lasted = group.lasted if group.down > SINGLY else 0.0
                 group.stories.move_to_end(subject)
                 told, story.told = told or story.told, False
         return told
@@ -268,12 +276,17 @@ class Outages:
             self._count(group, story, subject, now, new=story.times == 2 and not (story.summed or story.untold))
         if story.told:
             return Telling.GOES_ON
-        # Not where many are down: the lines about all of them say so.
-        lasts = now - story.began >= max(_LASTING, 2 * story.longest) and group.down <= SINGLY
-        if not lasts or not group.may_tell(now):
+        lasted = now - story.began
+        if lasted < max(_LASTING, 2 * story.longest):
             return Telling.KNOWN
-        story.told = True
-        return Telling.LASTS
+        if group.down <= SINGLY and group.may_tell(now):
+            story.told = True
+            return Telling.LASTS
+        if lasted >= 2 * group.lasted:
+            group.lasted = story.longest = lasted
+            self._count(group, story, subject, now, new=False)
+            self._hurry(group, now)
+        return Telling.KNOWN
 
     def _count(self, group: _Group, story: _Story, subject: Hashable, now: float, *, new: bool) -> None:
         group.untold += 1

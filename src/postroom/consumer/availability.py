@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from postroom.consumer.job import Job
+from postroom.display import without_next_try
 from postroom.errors import PoolExhaustedError, PostroomError, ResourceOpenError, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.options import Faults
@@ -354,7 +355,8 @@ class Availability:
         kind = _NO_BUDGET if isinstance(error, PoolExhaustedError) else _UNAVAILABLE
         kind = _DOWN if obstacle.kind is ObstacleKind.HOST else kind
         cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
-        telling = self._outages.failed(kind, obstacle.name, cause_of(cause), in_words(error), now)
+        shown = without_next_try(in_words(error))
+        telling = self._outages.failed(kind, obstacle.name, cause_of(cause), shown, now)
         if telling is not Telling.GOES_ON:  # thousands may wait for the same host
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"

@@ -221,9 +221,7 @@ def test_a_receive_that_is_not_answered_is_told_once(caplog: pytest.LogCaptureFi
 
     run_virtual(main())
     silent = "Receiving from orders brings no answer: SQS has been silent for 30 s; tried again until it works"
-    again = (
-        "again and again: Receiving from orders, 2 times in 115 s, for 10 s now (last: brings no answer: SQS has been"
-    )
+    again = "again and again: Receiving from orders, 2 times in 115 s, for 10 s now (last: brings no answer: SQS"
     assert caplog.messages[0] == silent
     assert again in caplog.messages[2]
     assert caplog.messages[1] == "Receiving from orders works again after 70.0 s"
