@@ -106,7 +106,7 @@ class Reporter:
         return logging.WARNING if is_news else logging.DEBUG
 
     def opened(self, key: Hashable) -> None:
-        """Note that resources are open: of a key whose failures were forgotten no news tells."""
+        """Note that resources are open: where the failures of a key were forgotten, no news tells."""
         self.outages.worked(_KEYS, key, self._time())
 
     def suspect(self, key: Hashable, context: Any, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from random import Random
@@ -35,7 +36,7 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> int:
     return sum(record.exc_text is not None for record in caplog.records)
 
 
-def test_a_health_check_that_comes_and_goes_is_a_handful_of_lines_an_hour(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_health_check_that_comes_and_goes_is_a_handful_of_lines(caplog: pytest.LogCaptureFixture) -> None:
     """It fails every three seconds; the resources open, and are healthy again a moment later."""
 
     @asynccontextmanager
@@ -49,7 +50,7 @@ def test_a_health_check_that_comes_and_goes_is_a_handful_of_lines_an_hour(caplog
             return int(time() / 1.5) % 2 == 0
 
         async with ResourcePool(provide, check=check, limits=PoolLimits(check_after=0)) as pool:
-            while time() < HOUR:
+            while time() < HOUR / 3:
                 await use(pool, "a")
                 await asyncio.sleep(0.2)
 
@@ -76,22 +77,24 @@ def test_opens_that_fail_at_random_are_told_of_for_all_tenants_together(caplog: 
         async with ResourcePool(provide, limits=PoolLimits(budget=10)) as pool:
 
             async def work(tenant: str) -> None:
-                for _ in range(200):
+                for _ in range(60):
                     await use(pool, tenant)
                     await asyncio.sleep(rng.random() * 6)
 
             await asyncio.gather(*(work(f"t{number}") for number in range(105)))
             minutes = asyncio.get_running_loop().time() / 60
             assert pool.statistics().open_failures / minutes > 200
-            assert len(loud(caplog)) / minutes <= 4
-            assert tracebacks(caplog) / minutes <= 1.5
+            assert len(loud(caplog)) / minutes <= 12
+            assert tracebacks(caplog) / minutes <= 4
 
     with caplog.at_level(logging.WARNING):
         run_virtual(main())
     assert len(failed) == 105
     first_minute = [record for record in loud(caplog) if record.levelno == logging.ERROR][:10]
     assert len({vars(record)["tenant"] for record in first_minute}) == 10
-    assert "again and again: 105 keys" in loud(caplog)[-1].message
+    found = re.match(r"Resources not available, again and again: (\d+) keys", loud(caplog)[-1].message)
+    assert found is not None
+    assert int(found[1]) > 95  # those that failed since the last such line
 
 
 def test_a_host_that_comes_and_goes_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,18 +111,18 @@ def test_a_host_that_comes_and_goes_is_told_of_now_and_then(caplog: pytest.LogCa
         async with ResourcePool(provide, limits=PoolLimits(budget=10), host=lambda _: "db") as pool:
 
             async def work(tenant: str) -> None:
-                while time() < HOUR:
+                while time() < HOUR / 4:
                     await use(pool, tenant)
                     await asyncio.sleep(rng.random() * 6)
 
-            await asyncio.gather(*(work(f"t{number}") for number in range(50)))
+            await asyncio.gather(*(work(f"t{number}") for number in range(30)))
 
     with caplog.at_level(logging.WARNING):
         run_virtual(main())
     assert sum("Host not available: db" in record.message for record in caplog.records) == 1
     assert "Host not available, again and again: host db" in caplog.text
-    assert tracebacks(caplog) <= 41
-    assert len(loud(caplog)) <= 160
+    assert tracebacks(caplog) <= 19
+    assert len(loud(caplog)) <= 60
 
 
 def test_a_repair_that_did_not_help_is_news(caplog: pytest.LogCaptureFixture) -> None:
