@@ -90,7 +90,7 @@ class Timer(Protocol):
         """What tells the loop's time."""
         ...
 
-    def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+    def call_later(self, seconds: float, function: Callable[..., object], /, *arguments: Any) -> asyncio.TimerHandle:
         """Call a function after some seconds."""
         ...
 
@@ -208,6 +208,11 @@ class Outages:
                 told, story.told = told or story.told, False
         return told
 
+    def comes_and_goes(self, subject: Hashable) -> bool:
+        """Return whether something has failed, worked and failed again for a subject."""
+        stories = (group.stories.get(subject) for group in self._groups.values())
+        return any(story is not None and story.times > 1 for story in stories)
+
     def forget(self, kind: Kind, subject: Hashable) -> None:
         """Let the next failure be news: something was done about it."""
         for group in self._groups.values():
@@ -315,11 +320,13 @@ class Outages:
             [(subject, story)] = found
             who, last, extra = self._named(kind, subject), "", _about(kind, subject)
             state = f"for {_seconds(now - story.began)} now" if story.down else "not at this moment"
+            if others := group.down - story.down:
+                state += f", and {others} others at this moment"
         else:
             who = counted(len(found), kind.unit) + (f" and {group.unknown} not told apart" if group.unknown else "")
             who += f" ({self._most_often(found) if repeats else _some(group.newest, len(found))})"
             last, extra = f", {self._named(kind, group.subject)}", _about(kind)
-            state = f"{sum(story.down for _, story in found)} of them now"
+            state = f"{group.down} at this moment"
             if group.new and repeats:
                 state += f", {group.new} new ({_some(group.newest, group.new)})"
         text = "%s%s: %s, %s in %s, %s (last%s: %s)"

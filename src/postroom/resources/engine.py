@@ -9,7 +9,6 @@ from typing import Any
 
 from postroom.display import display_key
 from postroom.events import ResourceClosed, ResourceOpened, ResourceOpenFailed
-from postroom.log_fields import about
 from postroom.options import PoolTimeouts
 from postroom.redaction import log_error
 from postroom.resources import actions
@@ -201,7 +200,7 @@ class Engine:
         wanted = self._core.opened(entry, resource, now)
         self.act()
         if not entry.verify:
-            self._tell_created(entry)
+            self._report.created(entry.key)
         if not self._sized:
             self._look_at_size(entry)
         return wanted
@@ -212,7 +211,7 @@ class Engine:
         invited = self._core.usable(entry, now)
         if entry.verify:
             entry.verify = False
-            self._tell_created(entry)
+            self._report.created(entry.key)
         self.act()
         if opens:
             self._report.opened(entry.key)
@@ -254,9 +253,6 @@ class Engine:
         if entry.opened:
             self._tell_closed(entry, error)
         self.note_if_empty()
-
-    def _tell_created(self, entry: Entry) -> None:
-        log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
 
     def _tell_closed(self, entry: Entry, error: BaseException | None) -> None:
         reason = str(entry.reason)

@@ -121,10 +121,19 @@ class Reporter:
         text = "Resources unhealthy for key: %s (%s); replaced by the next lease"
         log.log(self._happened(_UNHEALTHY, key, error, why), text, display_key(key), why, extra=about(tenant=key))
 
+    def created(self, key: Hashable) -> None:
+        """Say that resources were opened."""
+        log.log(self._quiet_level(key), "Resources created for key: %s", display_key(key), extra=about(tenant=key))
+
+    def _quiet_level(self, key: Hashable) -> int:
+        """Return how loud it is that resources come and go. While they fail again and again, that is told already."""
+        return logging.DEBUG if self.outages.comes_and_goes(key) else logging.INFO
+
     def closed(self, key: Hashable, context: Any, reason: str, error: BaseException | None) -> None:
         """Say that resources were closed, and what they raised in closing."""
         if error is None:
-            log.info("Resources closed for key: %s (%s)", display_key(key), reason, extra=about(tenant=key))
+            text = "Resources closed for key: %s (%s)"
+            log.log(self._quiet_level(key), text, display_key(key), reason, extra=about(tenant=key))
         else:
             why = describe(error, hidden_values(context))
             text = "Resources closed with an error for key: %s (%s; %s)"

@@ -54,8 +54,11 @@ def test_a_health_check_that_comes_and_goes_is_a_handful_of_lines(caplog: pytest
                 await use(pool, "a")
                 await asyncio.sleep(0.2)
 
-    run_virtual(main())
+    with caplog.at_level(logging.INFO):
+        run_virtual(main())
     assert tracebacks(caplog) == 1
+    assert sum("Resources created" in record.message for record in caplog.records) <= 4
+    assert sum("Resources closed" in record.message for record in caplog.records) <= 4
     assert len(loud(caplog)) <= 16
     assert "Resources not available, again and again: key a, " in caplog.text
     assert "Resources unhealthy, again and again: key a, " in caplog.text

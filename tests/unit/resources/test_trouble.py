@@ -402,7 +402,8 @@ def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog: pytes
     assert all(databases.attempts[tenant] > 1 for tenant in hanging)
     singly = sum("not available for key" in record.message for record in caplog.records if record.levelname == "ERROR")
     shared = [re.match(r"Resources not available, too: (\d+) keys", record.message) for record in caplog.records]
-    assert singly + sum(int(found[1]) for found in shared if found) == len(hanging)
+    # One that lasts for long while many do is counted again.
+    assert len(hanging) <= singly + sum(int(found[1]) for found in shared if found) <= len(hanging) + 10
     assert len(caplog.records) < 100
 
 
