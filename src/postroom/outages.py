@@ -224,10 +224,10 @@ class Outages:
     def look(self, now: float) -> None:
         """Tell of what is due, and forget what is over."""
         for name, group in list(self._groups.items()):
-            if group.untold and now >= group.due:
-                self._tell(group, now)
             if group.summed and now >= group.said_at + _MINUTE:
                 self._tell_end(group, now)
+            if group.untold and now >= group.due:
+                self._tell(group, now)
             self._forget(group, now)
             if not group.stories and not group.untold:
                 del self._groups[name]
@@ -363,9 +363,10 @@ class Outages:
         said = (kind.what, calm, who, counted(times, "time"), _seconds(lasted))
         kind.log.log(logging.WARNING, text, *said, extra=extra)
         for _, story in over:
-            story.summed = False
+            group.untold -= story.untold
+            story.summed, story.untold = False, 0
         group.summed -= len(over)
-        group.said_at = now
+        group.said_at, group.due = now, max(group.due, now + _MINUTE)
 
     def _forget(self, group: _Group, now: float) -> None:
         old = itertools.takewhile(lambda each: each[1].last <= now - FORGOTTEN, group.stories.items())

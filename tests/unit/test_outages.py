@@ -93,6 +93,14 @@ def test_the_end_for_good_is_said_once(caplog: pytest.LogCaptureFixture) -> None
     assert re.match(r"Resources not available, no more for \d+ s: key a, 40 times in 118 s until then$", line)
     assert sum("no more" in line for line in caplog.messages) == 1
     caplog.clear()
+    scene.flap("a", HOUR)  # the next line would be due in an hour
+    caplog.clear()
+    scene.wait(CALM + 30)
+    [line] = caplog.messages
+    assert "no more for 30" in line
+    scene.wait(2 * HOUR)
+    assert len(caplog.messages) == 1
+    caplog.clear()
     scene.fail("b")
     scene.wait(10)
     assert scene.work("b")
