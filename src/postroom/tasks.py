@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, cast
 
 from postroom.display import counted
 from postroom.log_fields import Log, Step
+from postroom.outages import Outages
 from postroom.program_end import ends_the_program
 from postroom.redaction import log_error
 
@@ -201,6 +202,8 @@ class Tasks:
         # The set's own method, and no call around it: it is called for every message.
         self.ended: Callable[[asyncio.Task[Any]], object] = self._tasks.discard
         """Notes that a task is at its end."""
+        self.outages: Outages = Outages(self)
+        """What the log says of what fails and works again, in this component."""
 
     def __len__(self) -> int:
         """Count the tasks that have not ended."""
@@ -258,6 +261,7 @@ class Tasks:
 
         A task that ignores its cancellation for longer is named in the log, and abandoned.
         """
+        self.outages.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         fresh = [task for task in tasks if not task.cancelling()]  # the others have had their time
         for task in tasks:

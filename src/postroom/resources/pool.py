@@ -258,6 +258,7 @@ class ResourcePool(Generic[C, R]):
         if self._sweeper is not None:
             self._sweeper.cancel()
         await engine.empty.wait()
+        engine.close_log()
         if self._grace is not None:
             self._grace.cancel()
 
@@ -529,7 +530,7 @@ class ResourcePool(Generic[C, R]):
         if self._engine is not None:
             for identity, context in self._core.cooling.contexts():
                 if predicate(context):
-                    self._core.cooling.forget(identity)
+                    self._core.forget_failures(identity)
             self._engine.act()
 
     def end_pauses(self, contexts: Iterable[C]) -> None:
