@@ -17,6 +17,7 @@ from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import log_error
+from postroom.tasks import told_once
 from postroom.types import ExitCode, StopReason
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -162,6 +163,7 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
+        self._signalled = False
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -174,7 +176,8 @@ class _Process:
         try:
             while not all(life.done() for life in lives):
                 try:
-                    await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
+                    with told_once():
+                        await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
                 except asyncio.CancelledError as error:
                     self.stop(now=cancelled is not None)
                     cancelled = error
@@ -197,7 +200,7 @@ class _Process:
 
     def on_signal(self, number: signal.Signals) -> None:
         """Stop; cancel what runs when it is not the first signal."""
-        again = self._stopping.is_set()
+        again, self._signalled = self._signalled, True
         if again:
             _log.warning("%s again: cancelling what runs (%s)", number.name, self._what_runs())
         elif self._starts:

@@ -15,6 +15,7 @@ from postroom import (
     Consumer,
     ExitCode,
     MessageContext,
+    Phase,
     QueueNotFound,
     ServiceUnavailable,
     Shutdown,
@@ -485,3 +486,38 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
     assert any("SIGTERM: draining (orders: 1 handler runs, 1 more message waits);" in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)
+
+
+async def test_the_first_signal_drains_also_while_another_cause_stops() -> None:
+    """Such as a handler that stopped its consumer: the signal of the platform takes nothing from the others."""
+    async with LocalBroker(seed=1) as broker:
+        world = World(broker)
+        world.create()
+        world.create("invoices")
+        started, may_end = asyncio.Event(), asyncio.Event()
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client)
+        invoices: Consumer[Any, Any] = Consumer("invoices", client=world.client)
+
+        @orders.handler
+        async def handle(order: dict[str, Any], ctx: Ctx) -> None:
+            started.set()
+            await may_end.wait()
+
+        @invoices.handler
+        async def ends(invoice: dict[str, Any], ctx: Ctx) -> None:
+            await started.wait()
+            invoices.stop()
+
+        async def send_signals() -> None:
+            while orders.health().phase is not Phase.STOPPING:
+                await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+            may_end.set()
+
+        world.send({})
+        world.send({}, queue="invoices")
+        async with asyncio.timeout(10):
+            code, _ = await asyncio.gather(serve(orders, invoices), send_signals())
+        assert code is ExitCode.CLEAN
+        assert orders.statistics().cancelled == 0
