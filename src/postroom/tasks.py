@@ -104,7 +104,8 @@ def told_once() -> contextlib.AbstractContextManager[object]:
     It would do so with each turn of the loop, as long as the task is in the scope. Code that waits for a stop could not
     tell that from a second cancellation, and would keep the processor busy.
     """
-    anyio = sys.modules.get("anyio")  # not imported: then there is no scope
+    # Not loaded: then there is no scope, and nothing must be imported now, which takes time and file descriptors.
+    anyio = sys.modules.get("anyio") if "anyio._backends._asyncio" in sys.modules else None
     if anyio is None or anyio.current_effective_deadline() > -math.inf:
         return contextlib.nullcontext()
     return cast("contextlib.AbstractContextManager[object]", anyio.CancelScope(shield=True))

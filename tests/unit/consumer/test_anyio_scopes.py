@@ -1,6 +1,8 @@
 """A cancelled scope of anyio cancels again with each turn of the loop: for a stop it is one cancellation."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -91,3 +93,21 @@ def test_a_pool_closes_before_a_cancelled_scope_is_left() -> None:
         return closed
 
     assert in_world(scenario) == ["acme"]
+
+
+def test_a_stop_imports_nothing_of_anyio() -> None:
+    """It takes time, and a process that has no free file descriptor could not stop."""
+    code = """
+import asyncio, contextlib, sys
+import anyio, postroom
+
+async def main():
+    before = set(sys.modules)
+    async with postroom.ResourcePool(lambda tenant: contextlib.nullcontext()):
+        pass
+    return any(name.startswith("anyio.") for name in set(sys.modules) - before)
+
+sys.exit(asyncio.run(main()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
