@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -355,6 +357,37 @@ def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
 
     assert run_to_exit([jobs], wait=0, beside=with_a_message()) is ExitCode.CANCELLED_WORK
     assert "ignores its cancellation; the process ends without it" in caplog.text
+
+
+def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """One of an executor of the application hangs. One that waits for work ends with the process."""
+    broker, release, idle = LocalBroker(), threading.Event(), threading.Event()
+    shutdown = Shutdown(poll=0.05, drain=0.05, cancel=0.05, flush=0.05, close=0.05)
+    jobs = Consumer("jobs", client=MemoryClient(broker), shutdown=shutdown)
+    executor = ThreadPoolExecutor(2, "of-the-application")
+
+    @jobs.handler
+    async def handle(_body: str, _ctx: Ctx) -> None:
+        hangs = executor.submit(release.wait)
+        executor.submit(idle.set)
+        jobs.stop()
+        await asyncio.wrap_future(hangs)
+
+    @contextlib.asynccontextmanager
+    async def with_a_message() -> AsyncGenerator[None]:
+        async with broker:
+            broker.create_queue("jobs")
+            broker.send("jobs", "x")
+            yield
+
+    try:
+        assert run_to_exit([jobs], wait=0, beside=with_a_message()) is ExitCode.CANCELLED_WORK
+        assert idle.wait(10)
+    finally:
+        release.set()
+        executor.shutdown()
+    (line,) = [text for text in caplog.messages if "of-the-application" in text]
+    assert line.startswith("The process cannot end before thread of-the-application_0 does, at ")
 
 
 def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:

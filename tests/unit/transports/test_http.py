@@ -412,7 +412,7 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
 
 
 async def test_a_cancelled_request_is_over_for_the_server_though_a_forked_child_has_its_connection() -> None:
-    """Such as a worker of a process pool: SQS would give a message to a long poll of which nobody reads the answer."""
+    """Such as a worker of a process pool: SQS would give messages to a long poll that has no reader."""
     asked = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
