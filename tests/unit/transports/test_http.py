@@ -261,7 +261,7 @@ def test_a_later_request_without_an_answer_ends_at_its_own_time(timeout: float, 
 
     async def main() -> float:
         connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
+        connection.connection_made(mock.Mock(is_closing=lambda: False, get_extra_info=lambda _: None))
         first = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
         await asyncio.sleep(1)
         read(connection, OK)
