@@ -5,6 +5,8 @@ import contextlib
 import contextvars
 import functools
 import logging
+import math
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
@@ -116,6 +118,19 @@ def is_cancelled() -> bool:
     """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def told_once() -> contextlib.AbstractContextManager[object]:
+    """Return a block in which a scope of anyio that is cancelled already does not cancel the current task again.
+
+    It would do so with each turn of the loop, as long as the task is in the scope. Code that waits for a stop could not
+    tell that from a second cancellation, and would keep the processor busy.
+    """
+    # Not loaded: then there is no scope, and nothing must be imported now, which takes time and file descriptors.
+    anyio = sys.modules.get("anyio") if "anyio._backends._asyncio" in sys.modules else None
+    if anyio is None or anyio.current_effective_deadline() > -math.inf:
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager[object]", anyio.CancelScope(shield=True))
 
 
 def has_to_leave(error: BaseException, task: asyncio.Task[Any] | None) -> bool:

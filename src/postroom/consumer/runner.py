@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
@@ -18,6 +19,8 @@ from postroom.display import queue_name
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import log_error
+from postroom.stacks import frames_in, place_in
+from postroom.tasks import told_once
 from postroom.types import ExitCode, StopReason
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -33,6 +36,8 @@ _BEING_MADE: Final = 10.0
 up, and is still given its queues."""
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened, and what still runs at the end has to end."""
+_MOMENT: Final = 0.1
+"""Seconds in which a thread ends that is about to."""
 
 
 def run(
@@ -100,7 +105,22 @@ def run_to_exit(
         finally:
             await _end_tasks()
 
-    return asyncio.run(main())
+    code = asyncio.run(main())
+    if code is ExitCode.CANCELLED_WORK:
+        _tell_of_threads()
+    return code
+
+
+def _tell_of_threads() -> None:
+    """Name the threads that Python waits for at the end of a process: those of anyio, and of the application."""
+    for thread in threading.enumerate():
+        if thread.daemon or thread is threading.main_thread():
+            continue
+        thread.join(_MOMENT)
+        frames = frames_in(thread.ident) if thread.is_alive() else []
+        if frames and frames[0].f_code.co_name != "_worker":  # of an executor, where it waits for work
+            text = "The process cannot end before thread %s does, at %s: give what hangs there a time limit of its own"
+            _log.error(text, thread.name, place_in(frames), extra=about(step=Step.STOP))
 
 
 async def _has_opened(work: Awaitable[object]) -> bool:
@@ -188,6 +208,7 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
+        self._signalled = False
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -200,7 +221,8 @@ class _Process:
         try:
             while not all(life.done() for life in lives):
                 try:
-                    await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
+                    with told_once():
+                        await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
                 except asyncio.CancelledError as error:
                     self.stop(now=cancelled is not None)
                     cancelled = error
@@ -223,7 +245,7 @@ class _Process:
 
     def on_signal(self, number: signal.Signals) -> None:
         """Stop; cancel what runs when it is not the first signal."""
-        again = self._stopping.is_set()
+        again, self._signalled = self._signalled, True
         if again:
             _log.warning("%s again: cancelling what runs (%s)", number.name, self._what_runs())
         elif self._starts:

@@ -38,7 +38,7 @@ from postroom.resources.reporter import log
 from postroom.resources.requests import LeaseRequests
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
-from postroom.tasks import clean
+from postroom.tasks import clean, told_once
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
@@ -252,7 +252,8 @@ class ResourcePool(Generic[C, R]):
         self._hasten(engine, self._timeouts.close if grace is None else max(0.0, grace))
         # Shielded: all callers wait for one close, and a caller that is cancelled must not end it
         # for the others.
-        await asyncio.shield(closer)
+        with told_once():
+            await asyncio.shield(closer)
 
     async def _close(self, engine: Engine) -> None:
         if self._sweeper is not None:

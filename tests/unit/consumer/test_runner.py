@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import pytest
 
@@ -15,6 +17,7 @@ from postroom import (
     Consumer,
     ExitCode,
     MessageContext,
+    Phase,
     QueueNotFound,
     ServiceUnavailable,
     Shutdown,
@@ -28,22 +31,31 @@ from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
 from postroom.testing.loop import VirtualLoop
 from postroom.transports.memory import MemoryClient
-from support.passing import PassingClient
 from support.world import World, in_world, with_world
 
 Ctx = MessageContext[Any, Any]
 
 
-class Unreachable(PassingClient):
+class Unreachable:
     """A client that fails to open a queue until a time, or hangs in it."""
 
     def __init__(self, world: World, *errors: Exception, until: float = float("inf"), hangs: bool = False) -> None:
-        super().__init__(MemoryClient(world.broker))
+        self._inner = MemoryClient(world.broker)
         self._errors = list(errors)
         self._until = until
         self._hangs = hangs
         self.answers = asyncio.Event()
         self.tries = 0
+        self.open = 0
+
+    async def __aenter__(self) -> Self:
+        await self._inner.__aenter__()
+        self.open += 1
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.open -= 1
+        await self._inner.__aexit__(None, None, None)
 
     async def queue(self, name: str) -> Any:
         """Open the queue."""
@@ -52,7 +64,7 @@ class Unreachable(PassingClient):
             await self.answers.wait()
         elif asyncio.get_running_loop().time() < self._until:
             raise self._errors[0] if len(self._errors) == 1 else self._errors.pop(0)
-        return await super().queue(name)
+        return await self._inner.queue(name)
 
 
 def consumer(client: Any, name: str = "orders", **options: Any) -> Consumer[Any, Any]:
@@ -317,6 +329,37 @@ def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
     assert "ignores its cancellation; the process ends without it" in caplog.text
 
 
+def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """One of an executor of the application hangs. One that waits for work ends with the process."""
+    broker, release, idle = LocalBroker(), threading.Event(), threading.Event()
+    shutdown = Shutdown(poll=0.05, drain=0.05, cancel=0.05, flush=0.05, close=0.05)
+    jobs = Consumer("jobs", client=MemoryClient(broker), shutdown=shutdown)
+    executor = ThreadPoolExecutor(2, "of-the-application")
+
+    @jobs.handler
+    async def handle(_body: str, _ctx: Ctx) -> None:
+        hangs = executor.submit(release.wait)
+        executor.submit(idle.set)
+        jobs.stop()
+        await asyncio.wrap_future(hangs)
+
+    @contextlib.asynccontextmanager
+    async def with_a_message() -> AsyncGenerator[None]:
+        async with broker:
+            broker.create_queue("jobs")
+            broker.send("jobs", "x")
+            yield
+
+    try:
+        assert run_to_exit([jobs], wait=0, beside=with_a_message()) is ExitCode.CANCELLED_WORK
+        assert idle.wait(10)
+    finally:
+        release.set()
+        executor.shutdown()
+    (line,) = [text for text in caplog.messages if "of-the-application" in text]
+    assert line.startswith("The process cannot end before thread of-the-application_0 does, at ")
+
+
 @with_world
 async def test_a_long_stop_says_every_few_seconds_what_it_waits_for(
     world: World, caplog: pytest.LogCaptureFixture
@@ -470,3 +513,38 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
     assert any("SIGTERM: draining (orders: 1 handler runs, 1 more message waits);" in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)
+
+
+async def test_the_first_signal_drains_also_while_another_cause_stops() -> None:
+    """Such as a handler that stopped its consumer: the signal of the platform takes nothing from the others."""
+    async with LocalBroker(seed=1) as broker:
+        world = World(broker)
+        world.create()
+        world.create("invoices")
+        started, may_end = asyncio.Event(), asyncio.Event()
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client)
+        invoices: Consumer[Any, Any] = Consumer("invoices", client=world.client)
+
+        @orders.handler
+        async def handle(order: dict[str, Any], ctx: Ctx) -> None:
+            started.set()
+            await may_end.wait()
+
+        @invoices.handler
+        async def ends(invoice: dict[str, Any], ctx: Ctx) -> None:
+            await started.wait()
+            invoices.stop()
+
+        async def send_signals() -> None:
+            while orders.health().phase is not Phase.STOPPING:
+                await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+            may_end.set()
+
+        world.send({})
+        world.send({}, queue="invoices")
+        async with asyncio.timeout(10):
+            code, _ = await asyncio.gather(serve(orders, invoices), send_signals())
+        assert code is ExitCode.CLEAN
+        assert orders.statistics().cancelled == 0

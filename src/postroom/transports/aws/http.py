@@ -6,9 +6,12 @@ It knows no redirects, no cookies, no compression, no proxies and no retries. An
 
 import asyncio
 import contextvars
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple, cast
 
 import httptools
@@ -120,9 +123,13 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._used = True
 
     def abort(self) -> None:
-        """Close it at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Close it at once, also where a forked child has it, too: SQS would serve a long poll that has no reader."""
+        if self._transport is None:
+            return
+        if (shared := self._transport.get_extra_info("socket")) is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(shared.fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)
+        self._transport.abort()
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
