@@ -1,7 +1,7 @@
 """The PostgreSQL of a test process, asked over a connection: a psql for each statement takes most of a test's time."""
 
 import threading
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.pq import ExecStatus
@@ -14,10 +14,16 @@ _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 class QuickServer(PostgresServer):
     """A server that is asked over connections: ``execute`` keeps one to the database ``postgres`` alone."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__(settings={"scram_iterations": "1"})
         self._kept: dict[str, psycopg.Connection[Any]] = {}
         self._lock = threading.Lock()
+
+    def start(self) -> Self:
+        """Start the server, with a password that costs a client two milliseconds less for each connection."""
+        super().start()
+        self.execute(f"ALTER ROLE {self.user} PASSWORD '{self.password}'")
+        return self
 
     def execute(self, sql: str, *, database: str = "postgres") -> str:
         """Run SQL as the superuser and return the rows of its last statement as ``PostgresServer.execute`` does."""

@@ -123,7 +123,7 @@ def test_a_function_of_the_pool_that_fails_is_an_outage(place: str, value: Any) 
 
         world.send_orders(*map(str, range(20)))
         async with orders:
-            await asyncio.sleep(200)
+            await asyncio.sleep(100)
             dead = sum(world.counts("dead"))
             broken = False
             await asyncio.sleep(100)

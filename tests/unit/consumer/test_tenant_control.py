@@ -99,7 +99,9 @@ def test_a_decision_in_the_middle_of_a_receive_holds_for_all_of_it(
     assert in_world(scenario) == runs
 
 
-@pytest.mark.parametrize("rate", [0.5, 3.0, 50.0, 400.0])
+@pytest.mark.parametrize(
+    "rate", [0.5, pytest.param(3.0, marks=pytest.mark.long), pytest.param(50.0, marks=pytest.mark.long), 400.0]
+)
 def test_a_rate_is_kept_exactly(rate: float) -> None:
     """After the first burst of one second's worth there are as many starts as the rate says, to a message."""
 

@@ -236,13 +236,12 @@ async def test_both_paths_come_to_the_same(sqs: FakeSqs, fault: str) -> None:
         ("bytes that are no text", ServiceUnavailable),
     ],
 )
-@pytest.mark.parametrize("hot", [True, False])
 async def test_errors_have_the_class_that_tells_what_to_do(
-    sqs: FakeSqs, fault: str, kind: type[TransportError], *, hot: bool
+    sqs: FakeSqs, fault: str, kind: type[TransportError]
 ) -> None:
     """The class says whether trying again helps; the text names the operation and the queue."""
     sqs.scripts["DeleteMessageBatch"] = FAULTS[fault]
-    async with sqs.client(hot_path=hot, max_attempts=1) as client:
+    async with sqs.client(max_attempts=1) as client:
         queue = await client.queue("orders")
         with pytest.raises(TransportError, match="DeleteMessageBatch on queue 'orders'") as caught:
             await delete(queue)
