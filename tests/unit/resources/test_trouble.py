@@ -137,7 +137,7 @@ def test_a_flood_of_invented_tenants_takes_bounded_memory() -> None:
         async with ResourcePool(provide, limits=PoolLimits(remember=100)) as pool:
             async with pool.lease(A):
                 pass
-            for number in range(5_000):
+            for number in range(2_000):
                 await failure(pool, Tenant(f"invented {number}"))
             assert pool.statistics().cooling == 100
             lease = pool.try_lease(A)
@@ -373,7 +373,7 @@ def test_hanging_tenants_leave_openings_for_the_others() -> None:
 
 def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """I9: that a tenant failed is not forgotten while it waits for minutes for its next try; each is told of once."""
-    hanging = [Tenant(f"hanging {number}") for number in range(300)]
+    hanging = [Tenant(f"hanging {number}") for number in range(200)]
     databases = Databases(stuck=set(hanging))
 
     async def main() -> None:
