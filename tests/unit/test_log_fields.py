@@ -6,7 +6,6 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ METHODS = ("debug", "info", "warning", "error", "critical", "exception", "log")
 NAMES_A_MESSAGE = ("message %s", "Message %s", "tenant %s", "Tenant %s", "key: %s", "of key %s")
 
 
-@cache
-def modules() -> list[tuple[Path, ast.Module]]:
-    """Return every module that runs in production, and its code."""
-    paths = [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in ELSEWHERE]
-    return [(path, ast.parse(path.read_text())) for path in paths]
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every module that runs in production, and its code."""
+    for path in sorted(ROOT.rglob("*.py")):
+        if path.relative_to(ROOT).parts[0] not in ELSEWHERE:
+            yield path, ast.parse(path.read_text())
 
 
 def log_calls(tree: ast.AST) -> Iterator[ast.Call]:
