@@ -373,7 +373,7 @@ def test_hanging_tenants_leave_openings_for_the_others() -> None:
 
 def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """I9: that a tenant failed is not forgotten while it waits for minutes for its next try; each is told of once."""
-    hanging = [Tenant(f"hanging {number}") for number in range(200)]
+    hanging = [Tenant(f"hanging {number}") for number in range(300)]
     databases = Databases(stuck=set(hanging))
 
     async def main() -> None:
