@@ -5,6 +5,7 @@ LOWEST := .venv-lowest
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/
+CHECKS := check-lint check-format check-layers check-words check-mypy check-pyright check-tests
 ARGS ?=
 KIND ?= consumer
 # Compiled modules are kept: without them every process of the tests compiles the libraries again.
@@ -13,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_SYSTEM_CERTS ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo named example test long lowest check bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
+.PHONY: help demo named example test long lowest check $(CHECKS) bench fairness tenants soak replay crashes outages endurance fleet service mutants fuzz conformance docs site package fmt clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,14 +55,24 @@ lowest: $(UV)  ## run the test suite with the oldest Python and the oldest libra
 	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct -r pyproject.toml --all-extras --group test -e .
 	$(LOWEST)/bin/pytest -n 4 --dist worksteal $(ARGS)
 
-check: $(STAMP)  ## lint, types, layers, retired words
+check: $(STAMP)  ## lint, types, layers, retired words, side by side
+	@$(MAKE) --no-print-directory --jobs $(if $(filter output-sync,$(.FEATURES)),--output-sync) $(CHECKS)
+
+$(CHECKS): $(STAMP)
+check-lint:
 	$(RUN)ruff check .
+check-format:
 	$(RUN)ruff format --check .
-	$(RUN)mypy
-	$(RUN)pyright
+check-layers:
 	$(RUN)lint-imports
+check-words:
 	$(RUN)python tools/language.py --check
-	$(RUN)pytest -q -m typing tests/typing
+check-mypy:
+	$(RUN)mypy
+check-pyright:
+	$(RUN)pyright
+check-tests:  # all are collected, which compiles them once for the processes of `make test`
+	$(RUN)pytest -q -m typing
 
 bench: $(STAMP)  ## measure side by side, print ratios (about 20 minutes)
 	$(RUN)python benchmarks/pipeline.py

@@ -184,8 +184,12 @@ def _redacted(text: str, secrets: Iterable[str], longest: int) -> str:
 def _hidden(text: str, secrets: Iterable[str]) -> str:
     text = _without(text, secrets)
     for pattern in _PATTERNS:
-        text = pattern.sub(rf"\g<head>{HIDDEN}", text)
+        text = pattern.sub(_hide, text)  # a function: a template is looked up for each pattern, found or not
     return text
+
+
+def _hide(match: re.Match[str]) -> str:
+    return match["head"] + HIDDEN
 
 
 def _without(text: str, secrets: Iterable[str]) -> str:

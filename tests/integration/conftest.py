@@ -8,7 +8,7 @@ import pytest
 
 from integration.workers import Site
 from postroom.local import LocalBroker, LocalServer
-from postroom.testing.postgres import PostgresError, PostgresServer
+from postroom.testing.postgres import PostgresError
 from support.quick_postgres import QuickServer
 
 _numbers = itertools.count(1)
@@ -28,7 +28,7 @@ SELECT count(*) FROM pg_database LEFT JOIN pg_db_role_setting ON setdatabase = p
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator[QuickServer]:
     """One PostgreSQL for the whole test process. A test that kills it restarts it."""
     with QuickServer() as server:
         yield server
@@ -40,7 +40,7 @@ def _empty_databases() -> list[str]:
 
 
 @pytest.fixture
-def database(postgres_server: PostgresServer, _empty_databases: list[str]) -> Iterator[str]:
+def database(postgres_server: QuickServer, _empty_databases: list[str]) -> Iterator[str]:
     """The name of an empty database that no other test uses meanwhile. To empty one takes a third of making one."""
     if _empty_databases:
         name = _empty_databases.pop()
@@ -49,9 +49,10 @@ def database(postgres_server: PostgresServer, _empty_databases: list[str]) -> It
         postgres_server.create_database(name)
     yield name
     try:
-        as_new = postgres_server.execute(_EMPTY, database=name) == "1"
+        as_new = postgres_server.look(_EMPTY, database=name) == "1"
     except PostgresError:
         as_new = False
+    postgres_server.look_away(name)
     if as_new:
         _empty_databases.append(name)
     else:

@@ -38,6 +38,7 @@ from postroom.testing.faults import ClientFaults, FaultyClient
 from postroom.testing.postgres import PostgresServer
 from postroom.transactions import MessageKey
 from postroom.transports.memory import MemoryClient
+from support.quick_postgres import QuickServer
 from support.tenant_database import TenantDatabase
 from support.transactional import (
     Adapter,
@@ -67,7 +68,7 @@ POSTGRES = {
 
 
 @pytest.fixture
-def tenant(postgres_server: PostgresServer, database: str) -> TenantDatabase:
+def tenant(postgres_server: QuickServer, database: str) -> TenantDatabase:
     """A database with the outbox's table."""
     tables = "CREATE TABLE orders (id text PRIMARY KEY);"
     postgres_server.execute(f"{OUTBOX.schema} {tables}", database=database)

@@ -29,11 +29,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to drop pr
 SCHEMA = "CREATE TABLE orders (id text PRIMARY KEY); INSERT INTO orders VALUES ('seed')"
 
 
-@pytest.fixture
-def own_server() -> Iterator[PostgresServer]:
-    """A server that a test may break."""
+@pytest.fixture(scope="module")
+def _breakable() -> Iterator[PostgresServer]:
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture
+def own_server(_breakable: PostgresServer) -> Iterator[PostgresServer]:
+    """A server that a test may break: it runs again afterwards."""
+    yield _breakable
+    _breakable.thaw()
+    if not _breakable.running:
+        _breakable.restart()
 
 
 @pytest.fixture
@@ -122,11 +130,9 @@ class TestPrivileges:
         assert {process.uids().effective for process in family} == {status.st_uid}
         assert server.gids().effective != 0
 
-    def test_no_parent_directory_is_changed(self) -> None:
+    def test_no_parent_directory_is_changed(self, own_server: PostgresServer) -> None:
         """Modes on the way to the programs and to the data are what they were."""
-        paths = [binaries.find_binaries(), Path(tempfile.gettempdir())]
-        with PostgresServer() as server:
-            paths.append(server.directory.parent)
+        paths = [binaries.find_binaries(), Path(tempfile.gettempdir()), own_server.directory.parent]
         before = [_modes(path) for path in paths]
         with PostgresServer():
             pass
@@ -211,15 +217,14 @@ class TestFaults:
         assert not [process for process in family if _alive(process)]
 
     @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists the segments in a file")
-    def test_a_kill_leaves_no_shared_memory(self) -> None:
+    def test_a_kill_leaves_no_shared_memory(self, own_server: PostgresServer) -> None:
         """Neither a System V segment nor a file in /dev/shm: nothing would ever remove them."""
-        with PostgresServer() as server:
-            assert server.execute("SHOW dynamic_shared_memory_type") == "mmap"
-            segment = (server.directory / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
-            assert segment in _segments()
-            server.kill()
-            while segment in _segments():  # it goes with the last of the killed backends
-                pass
+        assert own_server.execute("SHOW dynamic_shared_memory_type") == "mmap"
+        segment = (own_server.directory / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
+        assert segment in _segments()
+        own_server.kill()
+        while segment in _segments():  # it goes with the last of the killed backends
+            pass
 
     async def test_restart_ends_connections_and_keeps_the_port(self, own_server: PostgresServer) -> None:
         """A planned restart: clients reconnect to the same address."""

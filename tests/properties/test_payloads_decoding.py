@@ -121,7 +121,7 @@ def attempt(name: str, body: str) -> PayloadError | None:
 
 @pytest.mark.parametrize("name", DECODERS)
 @given(document=documents | orders)
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_any_document_is_a_payload_or_a_payload_error(name: str, document: Any) -> None:
     """Random JSON, biased towards the fields of the types, NaN and infinities included."""
     check(name, json.dumps(document))
@@ -129,7 +129,7 @@ def test_any_document_is_a_payload_or_a_payload_error(name: str, document: Any) 
 
 @pytest.mark.parametrize("name", DECODERS)
 @given(body=st.text(st.characters()))
-@settings(max_examples=50)
+@settings(max_examples=25)
 @example(body="\ud800")
 @example(body='"\\ud800"')
 @example(body="[" * 20_000)
@@ -145,7 +145,7 @@ def test_any_text_is_a_payload_or_a_payload_error(name: str, body: str) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 @given(document=orders, cut=st.integers(0, 200), noise=st.text(max_size=3))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_a_damaged_document_is_a_payload_or_a_payload_error(name: str, document: Any, cut: int, noise: str) -> None:
     """A document cut off or overwritten somewhere."""
     body = json.dumps(document, ensure_ascii=False)

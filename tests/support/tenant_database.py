@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from postroom.testing.postgres import PostgresServer
+from support.quick_postgres import QuickServer
 
 CLIENT = "backend_type = 'client backend'"
 """What tells a connection from the server's own workers: autovacuum is at work in a database now and then."""
@@ -12,7 +12,7 @@ CLIENT = "backend_type = 'client backend'"
 class TenantDatabase:
     """A database of its own for one test, and what the server counts there."""
 
-    server: PostgresServer
+    server: QuickServer
     name: str
 
     @property
@@ -20,8 +20,13 @@ class TenantDatabase:
         """The URL, as the registry would know it."""
         return self.server.dsn(self.name)
 
+    def look(self, sql: str) -> str:
+        """Run SQL over a connection that is kept until the connections are counted."""
+        return self.server.look(sql, database=self.name)
+
     def backends(self) -> int:
         """Return how many connections the server counts in this database."""
+        self.server.look_away(self.name)
         sql = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{self.name}' AND {CLIENT}"
         return int(self.server.execute(sql))
 

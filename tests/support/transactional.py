@@ -112,11 +112,11 @@ class PostgresAdapter(Adapter):
 
     def column(self, name: str, table: str) -> list[str]:
         sql = f"SELECT {name} FROM {table} ORDER BY 1"
-        return self.tenant.server.execute(sql, database=self.tenant.name).splitlines()
+        return self.tenant.look(sql).splitlines()
 
     def run(self, sql: str) -> str:
         """Run statements from outside."""
-        return self.tenant.server.execute(sql, database=self.tenant.name)
+        return self.tenant.look(sql)
 
     async def someone_waits(self) -> None:
         """Return when the server says that a transaction waits for another."""

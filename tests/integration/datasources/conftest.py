@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from postroom.testing.postgres import PostgresServer
+from support.quick_postgres import QuickServer
 from support.tenant_database import TenantDatabase
 
 
 @pytest.fixture
-def tenant(postgres_server: PostgresServer, database: str) -> Iterator[TenantDatabase]:
+def tenant(postgres_server: QuickServer, database: str) -> Iterator[TenantDatabase]:
     """An empty database. The server is brought back to life afterwards."""
     yield TenantDatabase(postgres_server, database)
     postgres_server.thaw()

@@ -6,8 +6,8 @@ import pytest
 
 from simulation.core.schedules import run_core_schedule
 
-SEEDS = 250
-SLICE = 125
+SEEDS = 150
+SLICE = 75
 
 schedule = cache(run_core_schedule)
 """A schedule that other tests here look at as well."""

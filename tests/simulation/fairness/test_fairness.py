@@ -44,7 +44,7 @@ def test_quiet_tenants_see_what_they_see_alone(noisy: int) -> None:
     assert outcome.parked > 0
 
 
-@pytest.mark.parametrize("seed", [5, 24])
+@pytest.mark.parametrize("seed", [5, pytest.param(24, marks=pytest.mark.long)])
 def test_noise_that_begins_with_the_consumer_costs_quiet_tenants_little(seed: int) -> None:
     """No tenant has been seen before: there is room enough here to find out who is quiet."""
     outcome = simulate(Case(noisy_seconds=0.5, noise_rate=1000.0, seconds=4.0, seed=seed))

@@ -256,7 +256,7 @@ async def test_receiving_goes_on_when_the_only_receive_that_is_out_fails() -> No
         assert [*seen, len(pollers.queue.waiting)] == [2, 1, 1]
 
 
-@pytest.mark.parametrize("wait", [0, 1, 20])
+@pytest.mark.parametrize("wait", [0, 20])
 def test_receives_that_are_answered_at_once_with_nothing_are_paced(wait: float) -> None:
     """A proxy that does not wait, or ``Polling(wait=0)``, must not make a hot loop."""
     assert receives(60, takes=0.0, wait=wait) <= 60
@@ -270,7 +270,7 @@ def test_receives_that_are_answered_at_once_with_what_is_held_are_paced() -> Non
             loop = asyncio.get_running_loop()
             counts: list[int] = []
             for again in (True, False):  # first all are held already; then all but one
-                before, end = pollers.poller.receives, loop.time() + 60
+                before, end = pollers.poller.receives, loop.time() + 20
                 while loop.time() < end:
                     await asyncio.sleep(0.01)
                     for each in pollers.queue.waiting:
@@ -282,8 +282,8 @@ def test_receives_that_are_answered_at_once_with_what_is_held_are_paced() -> Non
             return counts[0], counts[1]
 
     again, new = run_virtual(main())
-    assert again < 60 * POLLERS
-    assert new > 5_000
+    assert again < 20 * POLLERS
+    assert new > 1_600
 
 
 def test_a_long_poll_that_waits_is_not_paced() -> None:

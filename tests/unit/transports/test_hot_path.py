@@ -23,6 +23,7 @@ from postroom.errors import (
 )
 from postroom.message import Message, MessageAttribute
 from postroom.transports import AwsClient, ClientStatistics, EntryFailure, VisibilityChange
+from postroom.transports.aws.breaker import Breaker
 from postroom.transports.aws.hot_path import HotPath
 from postroom.transports.aws.queue import AwsQueue
 from unit.transports.fake_sqs import (
@@ -77,12 +78,22 @@ def hot_path_of(client: AwsClient) -> HotPath:
 
 async def outcome(sqs: FakeSqs, operation: str, *, hot: bool) -> Any:
     """Return what a call gives: its result, or the class, operation and code of its error."""
+    return (await outcomes(sqs, operation, hot=hot))[operation]
+
+
+async def outcomes(sqs: FakeSqs, *operations: str, hot: bool) -> dict[str, Any]:
+    """Return what each of some calls of one client gives, none of which pauses the hot path for the next."""
+    given: dict[str, Any] = {}
     async with sqs.client(hot_path=hot, max_attempts=1) as client:
         queue = await client.queue("orders")
-        try:
-            return await ACTIONS[operation](queue)
-        except TransportError as raised:
-            return type(raised), raised.operation, raised.code, raised.__cause__ is not None
+        for operation in operations:
+            if hot:
+                hot_path_of(client)._breaker = Breaker()
+            try:
+                given[operation] = await ACTIONS[operation](queue)
+            except TransportError as raised:
+                given[operation] = type(raised), raised.operation, raised.code, raised.__cause__ is not None
+    return given
 
 
 FAULTS: dict[str, Script] = {
@@ -185,17 +196,17 @@ FAULTS: dict[str, Script] = {
 }
 
 
-@actions
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_both_paths_come_to_the_same(sqs: FakeSqs, operation: str, fault: str) -> None:
+async def test_both_paths_come_to_the_same(sqs: FakeSqs, fault: str) -> None:
     """Whatever is answered to both, the result or the class, operation and code of the error are the same."""
-    sqs.scripts[operation] = FAULTS[fault]
-    ordinary = await outcome(sqs, operation, hot=False)
+    sqs.scripts.update(dict.fromkeys(ACTIONS, FAULTS[fault]))
+    ordinary = await outcomes(sqs, *ACTIONS, hot=False)
     assert not any(request.hot for request in sqs.requests)
-    hot = await outcome(sqs, operation, hot=True)
-    assert any(request.hot for request in sqs.made(operation))
-    assert hot == ordinary
-    assert isinstance(hot, list) or hot[-1] or hot[-2] == "postroom.NoAnswer", "an error keeps its cause"
+    by_hot_path = await outcomes(sqs, *ACTIONS, hot=True)
+    assert by_hot_path == ordinary
+    for operation, hot in by_hot_path.items():
+        assert any(request.hot for request in sqs.made(operation)), operation
+        assert isinstance(hot, list) or hot[-1] or hot[-2] == "postroom.NoAnswer", "an error keeps its cause"
 
 
 @pytest.mark.parametrize(
@@ -225,13 +236,12 @@ async def test_both_paths_come_to_the_same(sqs: FakeSqs, operation: str, fault: 
         ("bytes that are no text", ServiceUnavailable),
     ],
 )
-@pytest.mark.parametrize("hot", [True, False])
 async def test_errors_have_the_class_that_tells_what_to_do(
-    sqs: FakeSqs, fault: str, kind: type[TransportError], *, hot: bool
+    sqs: FakeSqs, fault: str, kind: type[TransportError]
 ) -> None:
     """The class says whether trying again helps; the text names the operation and the queue."""
     sqs.scripts["DeleteMessageBatch"] = FAULTS[fault]
-    async with sqs.client(hot_path=hot, max_attempts=1) as client:
+    async with sqs.client(max_attempts=1) as client:
         queue = await client.queue("orders")
         with pytest.raises(TransportError, match="DeleteMessageBatch on queue 'orders'") as caught:
             await delete(queue)
@@ -251,14 +261,13 @@ NO_ANSWERS = [
 ]
 
 
-@actions
 @pytest.mark.parametrize("fault", NO_ANSWERS)
 @pytest.mark.parametrize("hot", [True, False])
-async def test_what_is_no_answer_of_sqs_is_an_outage(sqs: FakeSqs, operation: str, fault: str, *, hot: bool) -> None:
+async def test_what_is_no_answer_of_sqs_is_an_outage(sqs: FakeSqs, fault: str, *, hot: bool) -> None:
     """A success without a JSON object in it does not read as an empty queue, nor as a batch that took effect."""
-    sqs.scripts[operation] = FAULTS[fault]
-    kind, named, _, _ = await outcome(sqs, operation, hot=hot)
-    assert (kind, named) == (ServiceUnavailable, operation)
+    sqs.scripts.update(dict.fromkeys(ACTIONS, FAULTS[fault]))
+    given = await outcomes(sqs, *ACTIONS, hot=hot)
+    assert [told[:2] for told in given.values()] == [(ServiceUnavailable, operation) for operation in ACTIONS]
 
 
 @pytest.mark.parametrize("hot", [True, False])
@@ -318,15 +327,15 @@ MISSES = [
 ]
 
 
-@actions
 @pytest.mark.parametrize("fault", MISSES)
-async def test_what_befalls_only_the_hot_path_is_not_noticed(sqs: FakeSqs, operation: str, fault: str) -> None:
+async def test_what_befalls_only_the_hot_path_is_not_noticed(sqs: FakeSqs, fault: str) -> None:
     """A miss is made good by the ordinary client: one attempt here, and the result is as if nothing had been."""
-    expected = await outcome(sqs, operation, hot=False)
+    expected = await outcomes(sqs, *ACTIONS, hot=False)
     sqs.requests.clear()
-    sqs.scripts[operation] = only_hot(FAULTS[fault])
-    assert await outcome(sqs, operation, hot=True) == expected
-    assert [request.hot for request in sqs.made(operation)] == [True, False]
+    sqs.scripts.update(dict.fromkeys(ACTIONS, only_hot(FAULTS[fault])))
+    assert await outcomes(sqs, *ACTIONS, hot=True) == expected
+    for operation in ACTIONS:
+        assert [request.hot for request in sqs.made(operation)] == [True, False], operation
 
 
 @actions

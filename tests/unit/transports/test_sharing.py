@@ -64,7 +64,7 @@ async def test_idle_queues_starve_no_other(sqs: FakeSqs, *, hot: bool) -> None:
         polls = [poll(await client.queue(f"idle-{number}")) for number in range(70)]
         await sqs.wait_for("ReceiveMessage", 70)
         last = await client.queue("last")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert len(await last.receive(limit=10, wait=20, visibility=30)) == 2
             assert await last.delete(["handle"]) == []
         await end(polls)
@@ -78,7 +78,7 @@ async def test_a_queue_that_hangs_keeps_no_other_waiting(sqs: FakeSqs, *, hot: b
         stuck, good = await client.queue("stuck"), await client.queue("good")
         out = [asyncio.create_task(stuck.delete(["handle"]), name="delete") for _ in range(5)]
         await sqs.wait_for("DeleteMessageBatch", 2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await good.delete(["handle"]) == []
             assert len(await good.send([OutgoingMessage(body="x")])) == 1
         await end(out)
@@ -92,7 +92,7 @@ async def test_calls_of_one_kind_that_hang_keep_no_other_kind_waiting(sqs: FakeS
         queue = await client.queue("orders")
         out = [asyncio.create_task(queue.delete(["handle"]), name="delete") for _ in range(5)]
         await sqs.wait_for("DeleteMessageBatch", 2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await queue.change_visibility([VisibilityChange("handle", 30)]) == []
             assert len(await queue.send([OutgoingMessage(body="x")])) == 1
         await end(out)
@@ -105,7 +105,7 @@ async def test_a_bound_of_the_users_leaves_connections_for_the_rest(sqs: FakeSqs
         polls = [poll(await client.queue(f"idle-{number}")) for number in range(10)]
         await sqs.wait_for("ReceiveMessage", 2)
         queue = await client.queue("orders")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await queue.delete(["handle"]) == []
             assert await queue.change_visibility([VisibilityChange("handle", 30)]) == []
         assert len(sqs.made("ReceiveMessage")) == 2
@@ -160,7 +160,7 @@ async def test_closing_ends_what_is_out_and_what_waits(sqs: FakeSqs, operation: 
 
         out = [asyncio.create_task(act(), name=f"call-{number}") for number in range(3)]
         await sqs.wait_for(operation, asked + 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         for call in out:
             with pytest.raises(ClosedError, match=f"{operation} on queue 'orders': its AwsClient was closed"):
                 await call
@@ -176,11 +176,11 @@ async def test_opening_a_queue_ends_with_its_client(sqs: FakeSqs, operation: str
         first = asyncio.create_task(client.queue("orders"), name="first")
         second = asyncio.create_task(client.queue("orders"), name="second")
         await sqs.wait_for(operation, 2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             second.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await second
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with pytest.raises(ClosedError):
             await first
 
@@ -203,7 +203,7 @@ async def test_opening_a_client_can_be_cancelled_while_credentials_do_not_come(
             pytest.fail("it never opens")
 
     users = [asyncio.create_task(use(), name=f"user-{number}") for number in range(3)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         for user in users:
             await asked.wait()
             asked.clear()
@@ -224,7 +224,7 @@ async def test_a_connection_under_way_ends_with_its_pool(monkeypatch: pytest.Mon
     pool = HttpPool("192.0.2.1", 80, tls=None, connect_timeout=3600, timeout=3600)
     call = asyncio.create_task(pool.exchange(b""), name="call")
     await dialling.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await pool.aclose()
         with pytest.raises(Exception, match="the pool was closed"):
             await call

@@ -54,7 +54,7 @@ def parts_of(request: bytes) -> tuple[dict[str, str], bytes]:
     return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}, body
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     access_key=printable,
     secret_key=texts.filter(bool),
