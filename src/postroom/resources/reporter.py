@@ -103,8 +103,8 @@ class Reporter:
     def ignores(self, key: Hashable, weight: int, option: str, seconds: float, place: str) -> None:
         """Say that an open, a close or a health check runs on although it was cancelled."""
         log.warning(
-            "The %s of the resources of key %s ignores its cancellation after PoolTimeouts(%s=%g)%s. Until it ends, they "
-            "take %d of the budget. Let it pass CancelledError on",
+            "The %s of the resources of key %s ignores its cancellation after PoolTimeouts(%s=%g)%s. Until it ends, "
+            "they take %d of the budget. Let it pass CancelledError on",
             option,
             display_key(key),
             option,

@@ -28,6 +28,7 @@ from postroom import (
     UnknownTenant,
     Visibility,
 )
+from postroom.events import Event, HandlerStarted
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world
 
@@ -604,3 +605,16 @@ def test_dead_letters_of_one_cause_are_told_of_in_info_though_its_figures_differ
         assert in_world(scenario) == 50
     told = [record.levelname for record in caplog.records if "was sent to the dead-letter queue" in record.message]
     assert (told.count("WARNING"), told.count("INFO")) == (10, 40)
+
+
+def test_the_line_of_an_observer_that_fails_says_on_whose_message(caplog: pytest.LogCaptureFixture) -> None:
+    """It may fail for the messages of one tenant alone."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, HandlerStarted):
+            raise KeyError(event.tenant)
+
+    records = lines_of(caplog, observers=[observe])
+    (line,) = [vars(record) for record in records if " failed on HandlerStarted;" in record.getMessage()]
+    assert (line["queue"], line["tenant"], line["attempt"], line["step"]) == ("orders", "acme:eu-west-1", 1, "observer")
+    assert line["message_id"] is not None

@@ -439,8 +439,8 @@ def test_a_step_that_ignores_its_cancellation_is_told_of_once(step: str, caplog:
     async def main() -> None:
         timeouts = PoolTimeouts(lease=1.0, open=1.0, close=1.0, check=1.0)
         limits = PoolLimits(budget=1, idle=1.0, sweep=0.5, check_after=0.1)
-        pool = ResourcePool(provide, check=check, limits=limits, timeouts=timeouts, backoff=OpenBackoff(base=60, cap=60))
-        async with pool:
+        once = OpenBackoff(base=60, cap=60)
+        async with ResourcePool(provide, check=check, limits=limits, timeouts=timeouts, backoff=once) as pool:
             for _ in range(2):
                 with suppress(ResourceError):
                     (await pool.acquire(A)).release()
