@@ -164,7 +164,7 @@ _DATA: Final = tuple(
 )
 """What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (
+_PATTERNS: Final[tuple[re.Pattern[str] | _Url, ...]] = (
     _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ORACLE, _ASSIGNED, _SPOKEN, _STATED, _OPTION, _LOGIN, _COMMAND,
     _SCHEME, _ACCESS_KEY, _HOOK, _REFUSED_HEADER, _PARAMETERS, *_DATA,
 )  # fmt: skip
