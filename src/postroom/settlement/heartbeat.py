@@ -16,6 +16,8 @@ from postroom.settlement.trouble import Trouble, describe
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange, checked_failures
 
+STOOD_STILL: Final = "the event loop, the process or the machine stood still"
+"""The cause of a loss where nothing has happened in time."""
 _EVERY: Final = 1.0
 """Seconds between two looks at the clock, so that a suspended machine is noticed."""
 _AT_ONCE: Final = 20
@@ -290,18 +292,23 @@ class Heartbeat:
         self._looks.put([delivery], delivery.deadline)
 
     def _expire(self, delivery: Delivery) -> None:
+        policy = delivery.visibility or self._visibility
         if delivery.beating:
             cause = "its last extension was not answered in time"
         elif delivery.trouble is not None:
             cause = delivery.trouble
         elif delivery in self._asked and (error := self._extensions.last_error) is not None:
             cause = f"its extension waited behind others that failed ({describe(error)})"
-        elif not (delivery.visibility or self._visibility).heartbeat:
+        elif delivery in self._asked:
+            cause = "its extension waited behind others that were not answered in time"
+        elif not policy.heartbeat:
             cause = "it is not extended: Visibility(heartbeat=False)"
-        elif delivery.covered:
-            cause = "Visibility(max_extension=...) is over"
-        else:
+        elif not delivery.covered:
             cause = "what was decided did not reach SQS in time"
+        elif delivery.received_at + policy.max_extension - delivery.deadline < 1.0:  # SQS takes whole seconds
+            cause = "Visibility(max_extension=...) is over"
+        else:  # its extension was due, and nothing has asked for it
+            cause = STOOD_STILL
         self._give_up(delivery, cause)
 
     def _give_up(self, delivery: Delivery, cause: str) -> None:
