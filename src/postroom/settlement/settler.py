@@ -530,7 +530,7 @@ class Settler(Generic[D]):
         """Note that a deadline has passed before the heartbeat told of it."""
         decision = delivery.decision
         if not delivery.lost and (decision is None or not decision.on_its_way):
-            self._lose(delivery, delivery.overdue or delivery.trouble or "its time is over")
+            self._lose(delivery, delivery.overdue or self.heartbeat.cause_of(delivery))
 
     def _lose(self, delivery: Delivery, cause: str) -> None:
         if delivery.lost:

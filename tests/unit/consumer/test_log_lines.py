@@ -622,8 +622,9 @@ def test_the_line_of_an_observer_that_fails_says_on_whose_message(caplog: pytest
 
 @pytest.mark.parametrize("beyond", [0.02, 0.9, 1.5])
 @pytest.mark.parametrize("timeout", [2, 30])
+@pytest.mark.parametrize("acknowledges", [False, True])
 def test_a_message_that_a_blocked_loop_has_lost_is_told_of_as_that(
-    timeout: float, beyond: float, caplog: pytest.LogCaptureFixture
+    acknowledges: bool, timeout: float, beyond: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However short the block was beyond the visibility timeout: no other cause may be named."""
 
@@ -632,14 +633,17 @@ def test_a_message_that_a_blocked_loop_has_lost_is_told_of_as_that(
         orders = Consumer("orders", context=Tenant, client=world.client, visibility=Visibility(timeout=timeout))
 
         @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
+        async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            await asyncio.sleep(timeout / 2 - 0.01)  # just before its extension is due
+            loop: Any = asyncio.get_running_loop()
+            loop.block(timeout / 2 + 0.01 + beyond)
+            if acknowledges:
+                await ctx.ack()
             await asyncio.sleep(3600)
 
         world.send_orders("1", tenant="acme")
         async with orders:
-            await asyncio.sleep(timeout / 2 - 0.01)  # just before its extension is due
-            loop: Any = asyncio.get_running_loop()
-            loop.block(timeout / 2 + 0.01 + beyond)
+            await asyncio.sleep(timeout / 2)
             await asyncio.sleep(0.1)
             orders.stop(now=True)
 
