@@ -8,7 +8,7 @@ fail: that is the breaker here.
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Sized
 from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -44,6 +44,11 @@ _AWAY_LONGEST: Final = 600.0
 longer than 600 s; give or take a half. The end of the obstacle calls it back."""
 
 
+_FORGOTTEN: Final = 3600.0
+"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since: longer than its
+messages are deferred, or back off by default."""
+
+
 class ObstacleKind(StrEnum):
     """What keeps a tenant from running."""
 
@@ -75,6 +80,8 @@ class Outage(msgspec.Struct, frozen=True):
     """The last error, as it is shown in the log."""
     told: bool = True
     """Whether the log tells of it: then it will tell when it is over."""
+    met: float = 0.0
+    """The loop time at which it was met last."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -402,7 +409,7 @@ class Availability:
         if known is None:
             _bound(self.known_outages)
         told = known is not None and known.told
-        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet)
+        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet, now)
         return not (told or quiet)
 
     def _pause_after(self, obstacle: Obstacle, cause: str, now: float) -> float:
@@ -424,10 +431,20 @@ class Availability:
         ceiling = min(cap, base * 2.0 ** min(times, 60))
         return self._rng.uniform(ceiling / 2, ceiling)
 
-    def tidy(self, now: float) -> None:
-        """Forget tenants of which nothing has been tried for long after their pause."""
+    def tidy(self, now: float, has_messages: Callable[[Hashable], bool]) -> None:
+        """Forget tenants of which nothing has been tried for long after their pause, and those that nothing came of."""
         for obstacle in [each for each, met in self.met.items() if met.until < now - 2 * _MET_LONGEST]:
             del self.met[obstacle]
+        before, known = now - _FORGOTTEN, self.known_outages
+        past = [each.name for each in known if each.kind is ObstacleKind.TENANT and known[each].met < before]
+        past += [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
+        for tenant in past:
+            if not has_messages(tenant):
+                known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+                self.failing.pop(tenant, None)
+                self._open.pop(tenant, None)
+                text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
+                _log.info(text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""

@@ -953,7 +953,7 @@ class Core:
         if waiting is None:
             # In passing, since it takes time in proportion to what is away.
             self.away.tidy(now)
-            self.availability.tidy(now)
+            self.availability.tidy(now, self._has_messages)
             waiting = self.scheduler.waiting_tickets()
         for job in waiting[:AT_ONCE]:
             if job.state is not State.WAITING:
@@ -972,6 +972,12 @@ class Core:
                 halt.until = None
                 self._go_on_if_over(group, now)
         return idle, rest
+
+    def _has_messages(self, tenant: Hashable) -> bool:
+        """Whether messages of a tenant are here, or away because it cannot run."""
+        figures = self.scheduler.figures(tenant)
+        here = figures.waiting or figures.running or figures.suspended
+        return bool(here) or self.away.keeps(Obstacle(ObstacleKind.TENANT, tenant))
 
     def _has_no_time(self, job: Job, now: float) -> bool:
         """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""
