@@ -49,10 +49,10 @@ def present_user() -> str:
 
 
 def counted(count: int, one: str) -> str:
-    """Return a number with its noun: ``1 handler``, ``2 handlers``, ``0 tries``."""
+    """Return a number with its noun: ``1 handler``, ``2 handlers``, ``0 tries``, ``3 keys``."""
     if count == 1:
         return f"1 {one}"
-    return f"{count} {one[:-1]}ies" if one.endswith("y") else f"{count} {one}s"
+    return f"{count} {one[:-1]}ies" if one.endswith("y") and not one.endswith("ey") else f"{count} {one}s"
 
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:

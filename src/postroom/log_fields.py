@@ -113,6 +113,8 @@ class Log(_Adapter):
     def __init__(self, logger: str | logging.Logger, step: Step) -> None:
         super().__init__(logging.getLogger(logger) if isinstance(logger, str) else logger)
         setattr(self, "isEnabledFor", self.logger.isEnabledFor)  # noqa: B010 - asked for every lease: one call, not two
+        self.step: Step = step
+        """What is being done where it is used."""
         self._defaults: dict[str, object] = {**dict.fromkeys(FIELDS), "step": step.value}
 
     def log(

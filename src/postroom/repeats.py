@@ -28,9 +28,10 @@ class Repeats:
         text: str,
         *arguments: object,
         error: BaseException | None = None,
+        level: int = logging.ERROR,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Note a failure of a function, and log it as an error if it is time for that.
+        """Note a failure of a function, and log it if it is time for that.
 
         Args:
             function: which one. There are few of them; they are remembered.
@@ -38,6 +39,7 @@ class Repeats:
             text: what happened, and what follows.
             arguments: for the text.
             error: what it raised; None where it returned something wrong.
+            level: how loud the line is.
             extra: what ``about`` returns.
         """
         now = monotonic()
@@ -49,6 +51,6 @@ class Repeats:
         if untold:
             text, arguments = f"{text} (failed %d times more since the last such line)", (*arguments, untold)
         if error is None:
-            log.error(text, *arguments, extra=extra)
+            log.log(level, text, *arguments, extra=extra)
         else:
-            log_error(log, logging.ERROR, text, *arguments, error=error, extra=extra)
+            log_error(log, level, text, *arguments, error=error, extra=extra)

@@ -44,7 +44,7 @@ def waits_at(task: "asyncio.Task[Any] | None") -> str:
     frames: list[FrameType] = []
     if task is not None:
         work = in_threads.get(task)
-        frames = _frames_of(task) if work is None else _frames_in(work.thread)
+        frames = _frames_of(task) if work is None else frames_in(work.thread)
     own = _own(frames)
     return "" if own is None else _place(frames[0], own)
 
@@ -85,7 +85,7 @@ def _frames_of(task: "asyncio.Task[Any]") -> list[FrameType]:
     return frames
 
 
-def _frames_in(thread: int | None) -> list[FrameType]:
+def frames_in(thread: int | None) -> list[FrameType]:
     """Return the frames of a thread, the innermost first."""
     frames: list[FrameType] = []
     each = innermost_frame(thread)

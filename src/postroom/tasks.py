@@ -5,6 +5,8 @@ import contextlib
 import contextvars
 import functools
 import logging
+import math
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
@@ -13,6 +15,7 @@ from typing import Any, Self, TypeVar, cast
 
 from postroom.display import counted
 from postroom.log_fields import Log, Step
+from postroom.outages import Outages
 from postroom.program_end import ends_the_program
 from postroom.redaction import log_error
 
@@ -94,6 +97,19 @@ def is_cancelled() -> bool:
     """Return whether the current task was cancelled, as opposed to code that raised CancelledError."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def told_once() -> contextlib.AbstractContextManager[object]:
+    """Return a block in which a scope of anyio that is cancelled already does not cancel the current task again.
+
+    It would do so with each turn of the loop, as long as the task is in the scope. Code that waits for a stop could not
+    tell that from a second cancellation, and would keep the processor busy.
+    """
+    # Not loaded: then there is no scope, and nothing must be imported now, which takes time and file descriptors.
+    anyio = sys.modules.get("anyio") if "anyio._backends._asyncio" in sys.modules else None
+    if anyio is None or anyio.current_effective_deadline() > -math.inf:
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager[object]", anyio.CancelScope(shield=True))
 
 
 def has_to_leave(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
@@ -180,6 +196,8 @@ class Tasks:
         # The set's own method, and no call around it: it is called for every message.
         self.ended: Callable[[asyncio.Task[Any]], object] = self._tasks.discard
         """Notes that a task is at its end."""
+        self.outages: Outages = Outages(self)
+        """What the log says of what fails and works again, in this component."""
 
     def __len__(self) -> int:
         """Count the tasks that have not ended."""
@@ -237,6 +255,7 @@ class Tasks:
 
         A task that ignores its cancellation for longer is named in the log, and abandoned.
         """
+        self.outages.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         fresh = [task for task in tasks if not task.cancelling()]  # the others have had their time
         for task in tasks:

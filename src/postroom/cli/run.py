@@ -104,11 +104,12 @@ def run(
 
         sys.exit(run_reloading(directory))
     use_endpoint(endpoint_url)
-    sys.path.insert(0, str(directory.resolve()))
     with _ends_at_sigterm():  # around all of it: until the consumers' own handlers are there, something has to listen
         from postroom.consumer.runner import run_to_exit
         from postroom.integrations.health import HealthServer
 
+        # Behind these imports: a `queue.py` of the application's is not the module that they need.
+        sys.path.insert(0, str(directory.resolve()))
         try:
             loaded = [consumer for name in consumers for consumer in load(name)]
             _check_once(loaded)

@@ -6,7 +6,6 @@ fail: that is the breaker here.
 """
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Sized
 from enum import StrEnum
@@ -16,9 +15,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from postroom.consumer.job import Job
+from postroom.display import without_next_try
 from postroom.errors import PoolExhaustedError, PostroomError, ResourceOpenError, in_words
 from postroom.log_fields import Log, Step, about
 from postroom.options import Faults
+from postroom.outages import Kind, Outages, Telling, cause_of
 from postroom.resources import display_key
 from postroom.scheduling import State
 
@@ -30,13 +31,16 @@ _LEAST_PAUSE: Final = 0.05
 """Seconds before the next try of a lease that was refused without a pause of the pool's."""
 _EXHAUSTED: Final = (0.5, 1.5)
 """Seconds, at random between these, before the next try of a lease for which the pool had no budget."""
-_TELL_AGAIN: Final = 60.0
-"""Seconds between two lines about tenants for which the pool has no budget: a small one has none for any of them, for a
-moment each, all day."""
 _MET_PAUSE: Final = 1.0
 _MET_LONGEST: Final = 30.0
 """Seconds before the next try after a handler met an outage of its resources, or the queue that its tenant is diverted
 to took nothing; doubles up to the longest."""
+_BROKEN: Final = Kind("Handlers fail in a row", "tenant", _log, Step.HANDLER, "tenant")
+_UNAVAILABLE: Final = Kind("Tenant unavailable, messages wait", "tenant", _log, Step.RESOURCES, "tenant")
+_DOWN: Final = Kind("Host unavailable, messages wait", "host", _log, Step.RESOURCES)
+_NO_BUDGET: Final = Kind("No budget, messages wait", "tenant", _log, Step.RESOURCES, "tenant", singly=1)
+"""A small budget has no room for any of its tenants, for a moment each, all day."""
+_UNDIVERTED: Final = Kind("Messages cannot be sent away, and wait", "tenant", _log, Step.DEAD_LETTER, "tenant")
 _AWAY: Final = 15.0
 _AWAY_PART: Final = 0.25
 _AWAY_LONGEST: Final = 600.0
@@ -78,8 +82,6 @@ class Outage(msgspec.Struct, frozen=True):
     """The loop time at which it began."""
     cause: str
     """The last error, as it is shown in the log."""
-    told: bool = True
-    """Whether the log tells of it: then it will tell when it is over."""
     met: float = 0.0
     """The loop time at which it was met last."""
 
@@ -189,8 +191,11 @@ class Availability:
     alone, the tenant waits too, without a slot.
     """
 
-    def __init__(self, pool: PoolView | None, rng: Random, hints: HostHints | None = None) -> None:
+    def __init__(
+        self, pool: PoolView | None, rng: Random, hints: HostHints | None = None, outages: Outages | None = None
+    ) -> None:
         self._pool = pool
+        self._outages = Outages() if outages is None else outages
         self._hints = hints
         self._hinted_hosts: Mapping[str, float] = {} if hints is None else hints.known
         self._rng = rng
@@ -203,7 +208,6 @@ class Availability:
         """What cannot be used now. Empty, there is no end of an outage that a success could show."""
         self._troubles: tuple[Sized, ...] = (self._open, self.met, self._hinted_hosts)
         """While all of them are empty, and those of the pool, no tenant has to wait."""
-        self._tell_of_budget = -math.inf
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
 
@@ -345,7 +349,7 @@ class Availability:
 
     def refused(self, job: Job, error: BaseException, now: float) -> Wait:
         """Note that a message could not have its tenant's resources. Returns until when its tenant waits."""
-        pause, quiet = getattr(error, "retry_after", 0.0), False
+        pause = getattr(error, "retry_after", 0.0)
         if isinstance(error, ResourceOpenError):
             pause = max(pause, _LEAST_PAUSE)
         elif job.met_outage and self._pool is not None:
@@ -353,15 +357,18 @@ class Availability:
             pause = max(self._pool.retry_after(job.context), met)
         else:
             pause = max(pause, self._rng.uniform(*_EXHAUSTED))
-            quiet = now < self._tell_of_budget
         obstacle = self._obstacle_of(job, error)
-        # Logged for the first message alone: thousands may wait for the same host.
-        if self._note(obstacle, _shown(error), now, quiet=quiet):
-            if isinstance(error, PoolExhaustedError):
-                self._tell_of_budget = now + _TELL_AGAIN
+        self._note(obstacle, _shown(error), now)
+        kind = _NO_BUDGET if isinstance(error, PoolExhaustedError) else _UNAVAILABLE
+        kind = _DOWN if obstacle.kind is ObstacleKind.HOST else kind
+        cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
+        shown = without_next_try(in_words(error))
+        telling = self._outages.failed(kind, obstacle.name, cause_of(cause), shown, now)
+        if telling is not Telling.GOES_ON:  # thousands may wait for the same host
             what = f"{obstacle.kind.title()} {display_key(obstacle.name)}"
             text = "%s is unavailable; its messages wait (first: %s): %s"
-            _log.warning(text, what, job.message.id, in_words(error), extra=about(job))
+            level = logging.WARNING if telling.is_told else logging.DEBUG
+            _log.log(level, text, what, job.message.id, in_words(error), extra=about(job))
         if self._hints is not None and obstacle.kind is ObstacleKind.HOST:
             self._hints.found_down(obstacle.name, _shown(error), pause, now)
         return Wait(obstacle, now + pause)
@@ -375,7 +382,8 @@ class Availability:
         what, where = "in quarantine", "the dead-letter queue"
         if queue is not None:
             what, where = f"diverted to {display_key(queue)}", f"queue {display_key(queue)}"
-        if self._note(obstacle, f"{where} takes nothing: {_shown(error)}", now):
+        self._note(obstacle, f"{where} takes nothing: {_shown(error)}", now)
+        if self._outages.failed(_UNDIVERTED, job.tenant, cause_of(error), _shown(error), now).is_told:
             text = (
                 "Tenant %s is %s, and %s takes nothing; its messages wait (first: %s): %s. Correct that, "
                 "divert it to another queue, or resume it"
@@ -387,14 +395,18 @@ class Availability:
     def diverted(self, tenant: Hashable, now: float) -> Obstacle | None:
         """Note that a message went where its tenant is diverted. Returns what is over, if it had not worked."""
         outage = self.known_outages.get(Obstacle(ObstacleKind.DIVERSION, tenant)) if self.known_outages else None
-        if outage is not None:
+        if outage is not None and self._outages.worked(_UNDIVERTED, tenant, now):
             text = "Messages of tenant %s are sent away again, after %.1f s"
             arguments = (display_key(tenant), now - outage.since)
             _log.warning(text, *arguments, extra=about(tenant=tenant, step=Step.DEAD_LETTER))
-        return self.decided(tenant)
+        return self._diversion_over(tenant)
 
     def decided(self, tenant: Hashable) -> Obstacle | None:
-        """Forget that a tenant's diversion does not work: it works, or is over. Returns what is over, if it did not."""
+        """Forget that a tenant's diversion does not work: it is another one. Returns what is over, if it did not."""
+        self._outages.forget(_UNDIVERTED, tenant)
+        return self._diversion_over(tenant)
+
+    def _diversion_over(self, tenant: Hashable) -> Obstacle | None:
         obstacle = Obstacle(ObstacleKind.DIVERSION, tenant)
         self.met.pop(obstacle, None)
         return None if self.known_outages.pop(obstacle, None) is None else obstacle
@@ -403,14 +415,12 @@ class Availability:
         """Whether the queue that a tenant is diverted to took nothing when it was tried last."""
         return Obstacle(ObstacleKind.DIVERSION, tenant) in self.known_outages
 
-    def _note(self, obstacle: Obstacle, cause: str, now: float, *, quiet: bool = False) -> bool:
-        """Note that an outage lasts. Returns whether to tell of it: when it begins, and when it is not ``quiet``."""
+    def _note(self, obstacle: Obstacle, cause: str, now: float) -> None:
+        """Note that an outage lasts."""
         known = self.known_outages.get(obstacle)
         if known is None:
             _bound(self.known_outages)
-        told = known is not None and known.told
-        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, told or not quiet, now)
-        return not (told or quiet)
+        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, now)
 
     def _pause_after(self, obstacle: Obstacle, cause: str, now: float) -> float:
         """Return the pause, which grows, after a message that ran met an obstacle.
@@ -443,6 +453,8 @@ class Availability:
                 known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
                 self.failing.pop(tenant, None)
                 self._open.pop(tenant, None)
+                for kind in (_UNAVAILABLE, _NO_BUDGET, _BROKEN):
+                    self._outages.forget(kind, tenant)
                 text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
                 _log.info(text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
 
@@ -468,9 +480,12 @@ class Availability:
                 continue
             over.append(obstacle)
             woken[tenant] = None
-            if not outage.told:
+            of_host = obstacle.kind is ObstacleKind.HOST
+            kinds = (_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)
+            told = [self._outages.worked(kind, obstacle.name, now) for kind in kinds]
+            if not any(told):
                 continue
-            what = "Host" if obstacle.kind is ObstacleKind.HOST else "Tenant"
+            what = "Host" if of_host else "Tenant"
             text = "%s %s is available again after %.1f s"
             _log.warning(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and self._hints is not None:
@@ -507,7 +522,8 @@ class Availability:
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
             known.probe.probe = False
         text = "Tenant %s works again after %.1f s"
-        _log.warning(text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
+        level = logging.WARNING if self._outages.worked(_BROKEN, job.tenant, now) else logging.DEBUG
+        _log.log(level, text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
         return True
 
     def failed(self, job: Job, error: BaseException, options: Faults, now: float) -> float | None:
@@ -527,7 +543,7 @@ class Availability:
         if options.breaker_after is None or (known.until is not None and not probe):
             return None  # what ran when the breaker opened was counted then: only the probe's end decides
         enough = known.failures >= options.breaker_after and len(known.messages) >= options.messages
-        return self._trip(job, known, options, now) if probe or enough else None
+        return self._trip(job, known, error, options, now) if probe or enough else None
 
     def retry_now(self, tenant: Hashable, now: float) -> None:
         """End the pause of a tenant's breaker: its next message is the probe."""
@@ -548,18 +564,17 @@ class Availability:
             breaker.probe = None
         return True  # also of a breaker that was forgotten: its tenant's lane sleeps until the end of the probe
 
-    def _trip(self, job: Job, known: _Breaker, options: Faults, now: float) -> float:
+    def _trip(self, job: Job, known: _Breaker, error: BaseException, options: Faults, now: float) -> float:
         pause = self._growing(options.base, known.trips, options.cap)
-        level = logging.INFO
-        if known.until is None:
-            known.since, level = now, logging.WARNING
+        known.since = now if known.until is None else known.since
         known.trips += 1
         known.until = now + pause
         # Half open again only after the pause, with a probe that is chosen then.
         known.probe, job.probe = None, False
         self._open[job.tenant] = known
+        telling = self._outages.failed(_BROKEN, job.tenant, cause_of(error), known.cause, now)
         _log.log(
-            level,
+            logging.WARNING if telling.is_told else logging.INFO if telling is Telling.GOES_ON else logging.DEBUG,
             "Tenant %s: %d failures in a row; paused for %.1f s (last: %s, message %s)",
             display_key(job.tenant),
             known.failures,

@@ -44,7 +44,7 @@ from postroom.message import Message
 from postroom.options import Concurrency, Faults, PerCall, Polling, RetryPolicy, Shutdown, Visibility
 from postroom.payloads import Decoder, decoder_for, payload_type_of
 from postroom.resources import ResourcePool
-from postroom.tasks import Home
+from postroom.tasks import Home, told_once
 from postroom.transports.protocol import Client, Queue, check_client
 from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
@@ -388,7 +388,8 @@ class Consumer(Generic[C, R]):
         with second_interrupt(lambda: loop.call_soon_threadsafe(run.hurry)):
             while not stopping.done():
                 try:
-                    await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
+                    with told_once():
+                        await asyncio.wait([stopping])  # unlike an await, it does not cancel the stop with its caller
                 except asyncio.CancelledError as cancellation:
                     cancelled = cancellation
                     run.request_stop(StopReason.REQUESTED, now=True)

@@ -112,7 +112,7 @@ class Engine:
         self._relieve_until = -math.inf
         self._going_on: dict[str, asyncio.TimerHandle] = {}
         self._acting = False
-        self._standstill = Standstill(core)
+        self._standstill = Standstill(core, tasks)
         self._hanging = Hanging(core)
         self._leaving = False
         self._kept: list[GiveBack] | None = None

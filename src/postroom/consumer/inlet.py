@@ -53,7 +53,9 @@ class Inlet:
         self.queue = queue
         self.name: str = queue.info.name
         self.facts: QueueFacts = QueueFacts(queue, tasks)
-        self.source: Source = Source(settings, queue, self.facts, tally=tally, steps=steps, alone=alone)
+        self.source: Source = Source(
+            settings, queue, self.facts, tally=tally, steps=steps, outages=tasks.outages, alone=alone
+        )
         source = self.source
         source.diversions = Diversions(client.queue, tasks=tasks)
         self.settler: Settler[Job] = Settler(

@@ -123,7 +123,7 @@ class Run(Generic[C, R]):
         self.scouting: Scouting = Scouting(crowd, self._loop.time(), when=scout)
         policy = (AdaptivePolicy if self._roster is None else SharedPolicy)(settings.polling, self.scouting, crowd)
         hints = None if settings.fleet is None else Hints(settings.fleet.lease, rng)
-        availability = Availability(pool, rng, hints)
+        availability = Availability(pool, rng, hints, self.tasks.outages)
         self.core: Core = Core(self.scheduler, availability, tenants, policy, polling=settings.polling, rng=rng)
         self.engine: Engine = Engine(self.core, self.tasks, visible=settings.first_visibility.timeout)
         self.engine.on_end = self.end
@@ -173,7 +173,7 @@ class Run(Generic[C, R]):
         settings = self.settings
         if isinstance(policy, SharedPolicy) and settings.queues is not None:
             queues, observers = settings.queues, settings.observers
-            self._steps = steps_of(self.name)
+            self._steps = steps_of(self.name, outages=self.tasks.outages)
             self._rota = Rota[Inlet](settings.polling, watched=queues.watched, rest=queues.rest)
             polling, looks = settings.polling, queues.watched
             return Rotation(self._rota, policy, self.engine, polling=polling, looks=looks, observers=observers)

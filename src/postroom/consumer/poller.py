@@ -129,7 +129,8 @@ class Receiver:
         now = self._watch.unread_since()
         late = [now - asked for asked, until in self._out.values() if until + _OVERDUE <= now]
         if late:
-            self._trouble.note(f"brings no answer: SQS has been silent for {max(late):.0f} s", failed=0)
+            what = f"brings no answer: SQS has been silent for {max(late):.0f} s"
+            self._trouble.note(what, failed=0, cause="silence")
         if len(late) < len(self._out):
             due = min(until for _, until in self._out.values() if until + _OVERDUE > now) + _OVERDUE
             self._look = self._tasks.call_later(max(due - now, 1.0), self._look_for_overdue)
@@ -153,7 +154,7 @@ class Receiver:
         what = f"next try in {pause:g} s: {in_words(error)}"
         # An error once, and a line a minute: an outage of an hour is one thing that happened, and not a thousand, also
         # where every second receive goes well.
-        if self._trouble.note(f"failed, {what}", logging.ERROR):
+        if self._trouble.note(f"failed, {what}", logging.ERROR, cause=type(error).__name__):
             self._told = now
         elif now >= self._told + _REPEAT:
             self._told = now

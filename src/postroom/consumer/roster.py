@@ -13,11 +13,14 @@ from postroom.consumer.rotation import Rotation
 from postroom.consumer.statistics import QueueStatistics
 from postroom.errors import ConfigurationError, ServiceUnavailable, in_words
 from postroom.log_fields import Log, Step, about
+from postroom.outages import Kind, cause_of
 from postroom.redaction import log_error
 from postroom.tasks import Tasks, goes_on, has_to_leave
 from postroom.transports.protocol import Client, Queue
 
 _log = Log("postroom.consumer", Step.START)
+
+_LISTS: Final = Kind("Queues could not be listed", "list", _log, Step.START, "queue", prefixed=False)
 
 _AT_ONCE: Final = 16
 """Queues that are opened at once: each costs two requests."""
@@ -52,7 +55,6 @@ class Roster:
         self._rota: Rota[Inlet]
         self._rotation: Rotation
         self._tasks: Tasks
-        self._trouble = ""
         self.refused: dict[str, str] = {}
         """Queues that are listed and are not open, each with the type of the error."""
         self.past: QueueStatistics = QueueStatistics(settled={})
@@ -124,16 +126,18 @@ class Roster:
         except BaseException as error:  # whatever the function raises
             if has_to_leave(error, task):
                 raise
-            if (trouble := type(error).__name__) != self._trouble:
-                self._trouble = trouble
+            telling = self._tasks.outages.failed(
+                _LISTS, self._queues.title, cause_of(error), in_words(error), self._tasks.time()
+            )
+            if telling.is_told:
                 text, title = "The queues of %s could not be listed; those that are known stay: %s", self._queues.title
                 if isinstance(error, ConfigurationError):  # it answered, and its text says what is wrong
                     _log.error(text, title, error, extra=about(queue=title))
                 else:
                     log_error(_log, logging.ERROR, text, title, in_words(error), error=error, extra=about(queue=title))
             return
-        if self._trouble:
-            self._trouble, title = "", self._queues.title
+        title = self._queues.title
+        if self._tasks.outages.worked(_LISTS, title, self._tasks.time()):
             _log.warning("The queues of %s can be listed again", title, extra=about(queue=title))
         for name in [name for name in self._weights if name not in weights]:
             self._remove(name)

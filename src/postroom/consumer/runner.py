@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Generator, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
 from typing import Any, Final
@@ -17,6 +18,8 @@ from postroom.consumer.threads import DaemonPool
 from postroom.errors import AccessDenied, ConfigurationError, NotOpenError, QueueNotFound, TransportError
 from postroom.log_fields import Log, Step, about
 from postroom.redaction import log_error
+from postroom.stacks import frames_in, place_in
+from postroom.tasks import told_once
 from postroom.types import ExitCode, StopReason
 
 _log = Log("postroom.consumer", Step.STOP)
@@ -32,6 +35,8 @@ _BEING_MADE: Final = 10.0
 up, and is still given its queues."""
 _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened, and what still runs at the end has to end."""
+_MOMENT: Final = 0.1
+"""Seconds in which a thread ends that is about to."""
 
 
 def run(
@@ -90,8 +95,8 @@ def run_to_exit(
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    if beside is not None:
-                        await stack.enter_async_context(beside)
+                    if beside is not None and not await _has_opened(stack.enter_async_context(beside)):
+                        return ExitCode.CLEAN
                 except ConfigurationError as error:
                     _log.critical("Cannot start: %s", error, extra=about(step=Step.START))
                     return ExitCode.CONFIGURATION
@@ -99,7 +104,47 @@ def run_to_exit(
         finally:
             await _end_tasks()
 
-    return asyncio.run(main())
+    code = asyncio.run(main())
+    if code is ExitCode.CANCELLED_WORK:
+        _tell_of_threads()
+    return code
+
+
+def _tell_of_threads() -> None:
+    """Name the threads that Python waits for at the end of a process: those of anyio, and of the application."""
+    for thread in threading.enumerate():
+        if thread.daemon or thread is threading.main_thread():
+            continue
+        thread.join(_MOMENT)
+        frames = frames_in(thread.ident) if thread.is_alive() else []
+        if frames and frames[0].f_code.co_name != "_worker":  # of an executor, where it waits for work
+            text = "The process cannot end before thread %s does, at %s: give what hangs there a time limit of its own"
+            _log.error(text, thread.name, place_in(frames), extra=about(step=Step.STOP))
+
+
+async def _has_opened(work: Awaitable[object]) -> bool:
+    """Open what is beside the consumers. Returns False where a signal came first, which PID 1 would not hear else."""
+    task, heard = asyncio.current_task(), 0
+
+    def give_up(number: signal.Signals) -> None:
+        nonlocal heard
+        heard += 1
+        _log.info("%s: the start is given up (what runs beside the consumers is opened)", number.name)
+        if task is not None:
+            task.cancel()
+
+    with _signals(give_up):
+        try:
+            await work
+            if heard:
+                await asyncio.sleep(0)  # what opened in that very moment was not cancelled yet
+        except asyncio.CancelledError:
+            if not heard or task is None or task.cancelling() > heard:
+                raise
+    for _ in range(heard):
+        if task is not None:
+            task.uncancel()
+    return not heard
 
 
 async def _end_tasks() -> None:
@@ -146,7 +191,7 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
         _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     process = _Process(consumers, freeze=freeze, wait=wait)
-    with _signals(process):
+    with _signals(process.on_signal):
         await process.live()
     return _verdict(process.started, process.problems)
 
@@ -162,6 +207,7 @@ class _Process:
         self._starts: set[asyncio.Task[BaseException | None]] = set()
         self._stopping = asyncio.Event()
         self._reason = StopReason.REQUESTED
+        self._signalled = False
         self.started: list[Consumer[Any, Any]] = []
         """Those that ran."""
         self.problems: list[BaseException] = []
@@ -174,7 +220,8 @@ class _Process:
         try:
             while not all(life.done() for life in lives):
                 try:
-                    await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
+                    with told_once():
+                        await asyncio.wait(lives)  # unlike an await, it does not cancel them with us
                 except asyncio.CancelledError as error:
                     self.stop(now=cancelled is not None)
                     cancelled = error
@@ -197,7 +244,7 @@ class _Process:
 
     def on_signal(self, number: signal.Signals) -> None:
         """Stop; cancel what runs when it is not the first signal."""
-        again = self._stopping.is_set()
+        again, self._signalled = self._signalled, True
         if again:
             _log.warning("%s again: cancelling what runs (%s)", number.name, self._what_runs())
         elif self._starts:
@@ -364,13 +411,13 @@ _heard: set[signal.Signals] = set()
 
 
 @contextmanager
-def _signals(process: _Process) -> Generator[None]:
+def _signals(hear: Callable[[signal.Signals], object]) -> Generator[None]:
     loop = asyncio.get_running_loop()
     installed: list[signal.Signals] = []
     try:
         for number in _SIGNALS:
             try:
-                loop.add_signal_handler(number, process.on_signal, number)
+                loop.add_signal_handler(number, hear, number)
             except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not on this platform
                 break
             installed.append(number)

@@ -11,6 +11,7 @@ from postroom.consumer.settings import Settings
 from postroom.consumer.step_health import Steps, steps_of
 from postroom.message import Message
 from postroom.options import Call, Faults, RetryPolicy, Visibility
+from postroom.outages import Outages
 from postroom.repeats import Repeats
 from postroom.settlement import Settler, Tally
 from postroom.transports.protocol import Queue
@@ -34,6 +35,7 @@ class Source:
         facts: what the queue says of itself.
         tally: counts the bytes that are held, of all sources that share one memory.
         steps: what is known of the steps before a handler, of all sources, where there are several.
+        outages: what the log says of steps that fail and work again.
         alone: whether it is the only source of its core: then its message groups need no other name.
     """
 
@@ -45,6 +47,7 @@ class Source:
         *,
         tally: Tally | None = None,
         steps: Steps | None = None,
+        outages: Outages | None = None,
         alone: bool = True,
     ) -> None:
         self.settings = settings
@@ -57,7 +60,7 @@ class Source:
         self.facts = facts
         self.name: str = queue.info.name
         self.resolves: bool = settings.resolver is not None
-        self.resolver, self.decoder = steps_of(self.name, steps)
+        self.resolver, self.decoder = steps_of(self.name, steps, outages=Outages() if outages is None else outages)
         self.fifo: bool = queue.info.fifo
         self.attempts: Attempts = Attempts(facts)
         self.tally: Tally = Tally() if tally is None else tally

@@ -1,19 +1,29 @@
 """Tells when nothing is received any longer, because of what is held here, and what to do about it."""
 
 from collections import Counter
+from typing import Final
 
 from postroom.consumer.core import Core
 from postroom.display import counted
 from postroom.log_fields import Log, Step, about, tenant_in_words
+from postroom.outages import Kind
+from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.RECEIVE)
 
+_STANDSTILL: Final = Kind("Nothing is received", "consumer", _log, Step.RECEIVE, prefixed=False)
+_HERE: Final = "this consumer"
+
 
 class Standstill:
-    """Whether what is held, and neither runs nor could with a slot, takes all the room. It is told once."""
+    """Whether what is held, and neither runs nor could with a slot, takes all the room. It is told once.
 
-    def __init__(self, core: Core) -> None:
+    Where it comes and goes, it is told now and then.
+    """
+
+    def __init__(self, core: Core, tasks: Tasks) -> None:
         self._core = core
+        self._tasks = tasks
         self._told = False
 
     def look(self, rejecting: int) -> None:
@@ -22,7 +32,10 @@ class Standstill:
         room = core.capacity()
         full = core.is_full or (scheduler.blocked > room and core.taken(room) >= room)
         stands = full and not scheduler.running and not scheduler.ready
-        if stands and not self._told:
+        outages, now = self._tasks.outages, self._tasks.time()
+        if not stands and self._told:
+            outages.worked(_STANDSTILL, _HERE, now)
+        elif stands and outages.failed(_STANDSTILL, _HERE, "full", "what is held here takes all the room", now).is_told:
             self._tell(rejecting)
         self._told = stands
 

@@ -7,6 +7,7 @@ from postroom.consumer.availability import Obstacle, ObstacleKind
 from postroom.consumer.job import Job
 from postroom.errors import MessageError, in_words
 from postroom.log_fields import Log, Step, about
+from postroom.outages import Kind, Outages, cause_of
 from postroom.redaction import redact
 from postroom.types import AckMode
 
@@ -41,11 +42,23 @@ class StepHealth:
         queue: what the queue, or all of them together, are called.
         step: for the log.
         whole: the same of all queues of the consumer, where it has several: each may have a message or two.
+        outages: what the log says of steps that fail and work again.
     """
 
-    def __init__(self, what: str, why: str, *, queue: str, step: Step, whole: "StepHealth | None" = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        why: str,
+        *,
+        queue: str,
+        step: Step,
+        whole: "StepHealth | None" = None,
+        outages: Outages,
+    ) -> None:
         self._what = what
         self._why = why
+        self._outages = outages
+        self._kind = Kind(f"{what} fails", "queue", _log, step, "queue")
         self.queue: str = queue
         """What the queue, or all of them together, are called."""
         self._step = step
@@ -69,7 +82,9 @@ class StepHealth:
 
         One that was closed and comes back has the same as before, as long as messages of it are away because of it.
         """
-        return self.parts.get(queue) or StepHealth(self._what, self._why, queue=queue, step=self._step, whole=self)
+        return self.parts.get(queue) or StepHealth(
+            self._what, self._why, queue=queue, step=self._step, whole=self, outages=self._outages
+        )
 
     @property
     def levels(self) -> "tuple[StepHealth, ...]":
@@ -87,21 +102,25 @@ class StepHealth:
             self._whole.failed(job, error, now)
         self._works = 0
         if self.fails or job.source.attempts.known(job):
-            self._tell(job, error)
+            self._tell(job, error, now)
             return
         for each in (self, *self.parts.values()) if not self.listens else ():
             each.listens = True
         self._since = self._since if self._failures else now
         self._failures += 1
         self.fails = self._failures >= _ROW
-        self._tell(job, error)
+        self._tell(job, error, now)
 
-    def _tell(self, job: Job, error: MessageError) -> None:
+    def _tell(self, job: Job, error: MessageError, now: float) -> None:
         if not self.fails or self._told or self.failing is not self:  # that of all queues tells of it
             return
-        self._told = True
+        shown = redact(in_words(error))
+        cause = cause_of(error.__cause__ or error)
+        self._told = self._outages.failed(self._kind, self.queue, cause, shown, now).is_told
+        if not self._told:
+            return
         text = "%s has failed in %s for %d messages in a row (last: %s): %s"
-        said: tuple[object, ...] = (self._what, self.queue, self._failures, redact(in_words(error)), self._why)
+        said: tuple[object, ...] = (self._what, self.queue, self._failures, shown, self._why)
         if job.source.settings.ack is AckMode.ON_SUCCESS:  # in the other modes nothing is tried again
             text += ". What is tried again waits %.0f s, until it works again"
             said = (*said, self.spacing(job))
@@ -121,7 +140,7 @@ class StepHealth:
         return self._works > 0 or not self.fails
 
     def _end(self, now: float) -> None:
-        if self._told:
+        if self._outages.worked(self._kind, self.queue, now) or self._told:
             extra = about(queue=self.queue, step=self._step)
             _log.warning("%s works again in %s after %.1f s", self._what, self.queue, now - self._since, extra=extra)
         self.fails = self._told = False
@@ -143,7 +162,7 @@ class Steps(NamedTuple):
     decoder: StepHealth
 
 
-def steps_of(queue: str, whole: Steps | None = None) -> Steps:
+def steps_of(queue: str, whole: Steps | None = None, *, outages: Outages) -> Steps:
     """Return what is known of the steps of a queue, or of several; ``whole`` is that of all queues of the consumer."""
     if whole is not None:
         return Steps(whole.resolver.part(queue), whole.decoder.part(queue))
@@ -153,11 +172,13 @@ def steps_of(queue: str, whole: Steps | None = None) -> Steps:
             "a mistake of this deployment, or what it asks is down, unless all of these are bad",
             queue=queue,
             step=Step.CONTEXT,
+            outages=outages,
         ),
         StepHealth(
             "The payload type",
             "a mistake of this deployment or of what sends them, or what it asks is down",
             queue=queue,
             step=Step.PAYLOAD,
+            outages=outages,
         ),
     )

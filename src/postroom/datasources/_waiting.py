@@ -1,6 +1,7 @@
 """Tells when all connections of a tenant are in use and handlers wait for one."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ ADVICE: Final = (
     "max_size=, or lower Concurrency(per_tenant=)"
 )
 """What to do about it."""
+_QUIET: Final = 60.0
+"""Seconds between two lines about one tenant's connections."""
 _FULL: Final = "53300"
 """PostgreSQL's SQLSTATE too_many_connections."""
 _log = Log("postroom.datasources", Step.RESOURCES)
@@ -72,7 +75,7 @@ def tell_of_held(who: str, connections: int) -> None:
 
 
 class Waiting:
-    """Counts those who wait for a connection of one resource, and warns once when one of them waits for long.
+    """Counts those who wait for a connection of one resource, and warns, at most once a minute, of a long wait.
 
     Args:
         context: the tenant.
@@ -86,7 +89,7 @@ class Waiting:
         self._max_size = max_size
         self._timeout = timeout
         self._waiting = 0
-        self._told = False
+        self._quiet_until = -math.inf
         self._refused: list[asyncio.Future[None]] = []
         """Those that the server had no connection for."""
         self.server = server
@@ -125,8 +128,6 @@ class Waiting:
         finally:
             timer.cancel()
             self._waiting -= 1
-            if not self._waiting:  # the next time is another one
-                self._told = False
 
     async def timed_out(self, limit: float, *, full: bool = True) -> TimeoutError:
         """Return the error for a caller who has waited for ``limit`` seconds: an outage where the server is silent.
@@ -141,9 +142,10 @@ class Waiting:
         return TimeoutError(in_vain(self._who, limit, self._max_size))
 
     def _warn(self, full: Callable[[], bool]) -> None:
-        if self._told or not full():
+        now = asyncio.get_running_loop().time()
+        if now < self._quiet_until or not full():
             return
-        self._told = True
+        self._quiet_until = now + _QUIET
         end = "they wait without a limit" if self._timeout is None else f"each fails after {self._timeout:g} s"
         _log.warning(
             "Tenant %s: all %d connections are in use, with %s waiting for one, the first for %g s; %s. %s",

@@ -83,6 +83,8 @@ class CachedPassword:
         self._value: _Remembered | None = None
         self._fetching: asyncio.Task[str] | None = None
         self._tried = 0.0
+        self._told = ""
+        """The type of the error that the log told of since the last success."""
 
     def __repr__(self) -> str:
         return f"CachedPassword({self._name!r})"
@@ -130,18 +132,23 @@ class CachedPassword:
                 raise
             raise TimeoutError(f"the password of {self._name} was not fetched within {_LONGEST_FETCH:g} s") from None
         self._value = _Remembered(password, began)
+        if self._told:
+            _log.warning("The password of %s is refreshed again", self._name)
+            self._told = ""
         return password
 
     def _ended(self, task: "asyncio.Task[str]") -> None:
         self._fetching = None
         error = None if task.cancelled() else task.exception()
-        if error is not None and self._value is not None:  # else those who wait for it get the error
+        # Else those who wait for it get the error, or it is the same as before.
+        if error is not None and self._value is not None and (kind := type(error).__name__) != self._told:
+            self._told = kind
             # The type alone: a service's own words may quote what it was asked with.
             _log.warning(
                 "The password of %s could not be refreshed (%s); the old one is used while it lasts; a connection in "
                 "%g s or later tries again",
                 self._name,
-                type(error).__name__,
+                kind,
                 _PATIENCE,
             )
 

@@ -39,7 +39,7 @@ from postroom.display import display_key
 from postroom.options import check_count
 from postroom.redaction import describe
 from postroom.resources.failures import of_message
-from postroom.tasks import TimeLimit
+from postroom.tasks import TimeLimit, told_once
 from postroom.types import C
 
 try:
@@ -66,6 +66,13 @@ _HUNG_IN: Final = ("_notice_handlers", "_notify_handlers", "_adapters")
 """What its users add to a connection; psycopg has no list of it, and no way back."""
 _FRESH: Final = "_postroom_fresh"
 """Where a connection keeps what it was like before its first use."""
+
+
+class _Connection(psycopg.AsyncConnection[TupleRow]):
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        # A scope of anyio would cancel this as well. Then the statement ran on, on a connection that no pool counts.
+        with told_once():
+            await super().cancel_safe(timeout=timeout)
 
 
 class _Connections:
@@ -525,7 +532,7 @@ async def connect(dsn: str = "", *, in_all: float, **keywords: Any) -> Connectio
     """
     share = share_of_each_host(dsn, keywords, in_all)
     try:
-        return await psycopg.AsyncConnection.connect(dsn, **{**share, **keywords})
+        return await _Connection.connect(dsn, **{**share, **keywords})
     except BaseException as error:
         # psycopg leaves an abandoned socket to the garbage collector, and the frames of the traceback keep it.
         traceback.clear_frames(error.__traceback__)

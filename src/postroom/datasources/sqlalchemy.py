@@ -32,6 +32,7 @@ from postroom.datasources.registry import (
 from postroom.display import display_key
 from postroom.options import check_count
 from postroom.resources.failures import of_message
+from postroom.tasks import told_once
 from postroom.types import C
 
 try:
@@ -234,6 +235,7 @@ class _Watch:
         event.listen(sync, "connect", self._after_connect)
         event.listen(sync, "checkout", self._checkout)
         event.listen(sync, "checkin", self._checkin)
+        event.listen(sync, "invalidate", self._end_statement)
         event.listen(sync, "close", self._forget)
         event.listen(sync, "close_detached", self._forget)
         if postgresql:
@@ -277,6 +279,12 @@ class _Watch:
 
     def _checkin(self, _connection: Any, record: Any) -> None:
         self._uses.end(record)
+
+    def _end_statement(self, connection: Any, _record: Any, error: BaseException | None) -> None:
+        # SQLAlchemy would do it next, but a scope of anyio cancels that as well. Then it drops the connection, and the
+        # statement runs on, on a connection that no pool counts.
+        if isinstance(error, asyncio.CancelledError) and self._engine.dialect.driver == "asyncpg":
+            connection.run_async(_close_asyncpg)
 
     def _forget(self, connection: Any, *_: Any) -> None:
         self._uses.open.discard(connection)
@@ -395,6 +403,12 @@ def _driver(name: str) -> Any:
     from postroom.datasources import psycopg  # noqa: PLC0415 - only where it is in use
 
     return psycopg
+
+
+async def _close_asyncpg(connection: Any) -> None:
+    # Cancelled once more, too: SQLAlchemy goes on with the cancellation that it is about to raise.
+    with suppress(Exception, asyncio.CancelledError), told_once():
+        await connection.close(timeout=2)
 
 
 async def _end(connection: Any) -> None:

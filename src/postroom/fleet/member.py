@@ -5,6 +5,7 @@ keeps it current.
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, Protocol
@@ -22,10 +23,13 @@ from postroom.fleet.protocol import REMEMBERED, Answer, Decisions
 from postroom.fleet.statistics import FleetStatistics, TenantSlots
 from postroom.fleet.valkey import ValkeyState
 from postroom.log_fields import Log, Step, about
+from postroom.outages import Kind, cause_of
 from postroom.scheduling import Pace
 from postroom.tasks import Tasks, goes_on, has_to_leave
 
 _log = Log("postroom.fleet", Step.FLEET)
+
+_STORES: Final = Kind("The store of a fleet cannot be reached", "fleet", _log, Step.FLEET)
 
 _OPENING: Final = 2.0
 """Seconds that the first exchange may take; the consumer starts without the store if it takes longer."""
@@ -215,9 +219,9 @@ class Member:
         self.hints.learn(answer.hints, sent.at, now)
         if was_failing:
             gone = "" if lost_for is None else f" after {lost_for:.1f} s"
-            _log.warning(
-                "Fleet %s: the store answers again%s; %s", self.name, gone, counted(answer.replicas, "replica")
-            )
+            level = logging.WARNING if self._tasks.outages.worked(_STORES, self.name, now) else logging.DEBUG
+            text, replicas = "Fleet %s: the store answers again%s; %s", counted(answer.replicas, "replica")
+            _log.log(level, text, self.name, gone, replicas)
             if self._observers:
                 self._observers.tell(FleetReachable(self.name, answer.replicas))
         # Before the offer: the messages of starved tenants make room for those that may start.
@@ -229,13 +233,14 @@ class Member:
         first = not self.ledger.failures
         self.ledger.failed(sent)
         self._failed += 1
-        # Told once: an outage of the store is one event, however many exchanges fail in it.
-        if not first:
-            return
-        left = max(0.0, self.ledger.gone_at - self._time())
+        now = self._time()
+        telling = self._tasks.outages.failed(_STORES, self.name, cause_of(error), in_words(error), now)
+        left = max(0.0, self.ledger.gone_at - now)
         text = "Fleet %s: the store cannot be reached; slots held here last %.1f s more, then fallback=%r applies: %s"
-        _log.warning(text, self.name, left, self.fleet.fallback, in_words(error))
-        if self._observers:
+        level = logging.WARNING if telling.is_told else logging.DEBUG
+        _log.log(level, text, self.name, left, self.fleet.fallback, in_words(error))
+        # Once: an outage of the store is one event, however many exchanges fail in it.
+        if first and self._observers:
             self._observers.tell(FleetUnreachable(self.name, error, left))
 
     def _look_at_fallback(self, now: float) -> None:

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/step-functions/latest/dg/connect-to-resource.html
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from postroom.log_fields import Log, Step, about
 from postroom.options import check_count, check_seconds
 from postroom.payloads.encoding import to_json
 from postroom.redaction import describe
+from postroom.repeats import Repeats
 
 _log = Log("postroom.step_functions", Step.HANDLER)
 
@@ -142,6 +144,7 @@ class TaskTokens:
         self._opened = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._users = 0
+        self._repeats = Repeats()
 
     async def __aenter__(self) -> Self:
         """Open the client, unless it is open."""
@@ -216,12 +219,9 @@ class TaskTokens:
             try:
                 await self._call("send_task_heartbeat", task, ctx)
             except ServiceUnavailable as error:
-                _log.warning(
-                    "No heartbeat for the task of message %s: %s; the next one is sent",
-                    ctx.message.id,
-                    error,
-                    extra=_about(ctx),
-                )
+                text = "No heartbeat for the task of message %s: %s; the next one is sent"
+                told = self._repeats.failed
+                told("heartbeat", _log, text, ctx.message.id, error, level=logging.WARNING, extra=_about(ctx))
         # A time that is past: the block is cancelled as by a timeout, and its clean-up runs.
         limit.reschedule(asyncio.get_running_loop().time())
 

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -11,6 +11,7 @@ from postroom.checking import check_queue
 from postroom.errors import ConfigurationError, PostroomError, TransportError, Unsent
 from postroom.log_fields import Log, Step, about
 from postroom.message import OutgoingMessage
+from postroom.outages import Kind, Outages, cause_of
 from postroom.outbox.stores import Row, taken
 from postroom.outbox.tables import Outbox
 from postroom.redaction import describe, log_error
@@ -19,6 +20,9 @@ from postroom.sending.relaying import is_same
 from postroom.transports.protocol import Client
 
 _log = Log("postroom.outbox", Step.SEND)
+
+_QUEUES: Final = Kind("Messages of outboxes are not taken", "queue", _log, Step.SEND, "queue")
+_TRANSFORMS: Final = Kind("Sender(transform=...) failed", "tenant and queue", _log, Step.SEND, prefixed=False)
 
 _RETRY: Final = SendRetry(attempts=3, within=10.0)
 """A short one: meanwhile a transaction is open."""
@@ -61,15 +65,15 @@ class Pauses:
         """Return whether its last try failed, also if the pause is over."""
         return key in self._until
 
-    def failed(self, key: Any) -> tuple[float, bool]:
-        """Begin a pause, twice as long as the last one. Return its seconds, and whether it is the first one."""
+    def failed(self, key: Any) -> float:
+        """Begin a pause, twice as long as the last one. Return its seconds."""
         known = self._until.get(key)
         if known is None:
             over = self._time() - _FORGOTTEN
             self._until = {each: pause for each, pause in self._until.items() if pause[0] > over}
         seconds = FIRST_PAUSE if known is None else min(LONGEST_PAUSE, known[1] * 2)
         self._until[key] = (self._time() + seconds, seconds)
-        return seconds, known is None
+        return seconds
 
     def succeeded(self, key: Any) -> bool:
         """Forget its failures. Return whether there were any."""
@@ -85,6 +89,8 @@ class Queues:
     """
 
     def __init__(self, known: Mapping[str, Sender[Any]], client: Client) -> None:
+        self._time = asyncio.get_running_loop().time
+        self._outages = Outages(asyncio.get_running_loop())
         self._senders = dict(known)
         self._client = client
         self._own: dict[str, Sender[Any]] = {}  # those that are opened here, the oldest first
@@ -98,6 +104,7 @@ class Queues:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._outages.close()
         while self._own:
             await self._close_oldest()
 
@@ -117,7 +124,7 @@ class Queues:
         try:
             sender = await self._sender(queue)
         except (TransportError, ConfigurationError) as error:  # such as an ARN cut short, or another region's queue
-            self._pause(queue, str(error))
+            self._pause(queue, str(error), type(error).__name__)
             return _none_of(messages, error, retryable=True)
         outcome = await sender.post(messages)
         unsent = outcome.unsent
@@ -126,12 +133,12 @@ class Queues:
         own = outcome.of_transform
         again = [each for each in unsent.values() if each.retryable and not each.behind and each.index not in own]
         if again:
-            self._pause(queue, again[0].reason)
-        elif len(own) < len(messages) and self.pauses.succeeded(queue):
+            self._pause(queue, again[0].reason, again[0].code)
+        elif len(own) < len(messages) and self.pauses.succeeded(queue) and self._worked(_QUEUES, queue):
             _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
         if own:
             self._pause_for(tenant, queue, next(iter(own.values())))
-        elif self._of_tenants.succeeded((tenant, queue)):
+        elif self._of_tenants.succeeded((tenant, queue)) and self._worked(_TRANSFORMS, (tenant, queue)):
             text = "Messages of tenant %s are made ready for queue %s again"
             _log.warning(text, tenant, queue, extra=about(queue=queue, tenant=tenant))
         return unsent
@@ -164,18 +171,24 @@ class Queues:
         self._senders = {name: each for name, each in self._senders.items() if each is not sender}
         await sender.__aexit__(None, None, None)
 
-    def _pause(self, queue: str, reason: str) -> None:
-        seconds, first = self.pauses.failed(queue)
+    def _worked(self, kind: Kind, subject: Hashable) -> bool:
+        return self._outages.worked(kind, subject, self._time())
+
+    def _pause(self, queue: str, reason: str, code: str) -> None:
+        seconds = self.pauses.failed(queue)
+        telling = self._outages.failed(_QUEUES, queue, code, reason, self._time())
+        level = logging.WARNING if telling.is_told else logging.DEBUG
         text = "Queue %s does not take messages of outboxes; they stay there, and the next try is in %.0f s: %s"
-        _log.log(logging.WARNING if first else logging.DEBUG, text, queue, seconds, reason, extra=about(queue=queue))
+        _log.log(level, text, queue, seconds, reason, extra=about(queue=queue))
 
     def _pause_for(self, tenant: str, queue: str, error: Exception) -> None:
-        seconds, first = self._of_tenants.failed((tenant, queue))
+        seconds, subject = self._of_tenants.failed((tenant, queue)), (tenant, queue)
+        telling = self._outages.failed(_TRANSFORMS, subject, cause_of(error), describe(error), self._time())
         text = (
             "Sender(transform=...) failed for a message of tenant %s for queue %s, which stays in the outbox; the next "
             "try is in %.0f s: %s"
         )
-        level = logging.WARNING if first else logging.DEBUG
+        level = logging.WARNING if telling.is_told else logging.DEBUG
         named = about(queue=queue, tenant=tenant)
         log_error(_log, level, text, tenant, queue, seconds, describe(error), error=error, extra=named)
 

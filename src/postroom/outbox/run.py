@@ -8,6 +8,7 @@ from typing import Any, Final, Generic
 
 from postroom.errors import ResourceOpenError
 from postroom.log_fields import Log, Step, about
+from postroom.outages import Kind, cause_of
 from postroom.outbox.places import Places
 from postroom.outbox.rounds import Pauses, Rounds
 from postroom.outbox.stores import NoOutbox
@@ -28,6 +29,9 @@ ANSWER: Final = 60.0
 """Seconds for the function that tells the tenants. One that hangs is asked again."""
 _ENOUGH: Final = 10
 """Tenants without an outbox, and none with one, after which no others are asked: the relay was set up wrongly."""
+_OUTBOXES: Final = Kind("Outbox could not be relayed", "tenant", _log, Step.SEND, "tenant")
+_LIST: Final = "OutboxRelay(tenants=...)"
+_LISTS: Final = Kind("Tenants could not be listed", "function", _log, Step.SEND, prefixed=False)
 _JITTER: Final = Random()  # noqa: S311 - spreads the replicas' looks
 
 
@@ -62,7 +66,6 @@ class Run(Generic[C]):
         self._busy: dict[C, bool] = {}  # and whether to look again afterwards
         self._looks: dict[C, asyncio.Lock] = {}  # so that drain() finds what a worker has in hand to be done
         self._pauses = Pauses()
-        self._causes: dict[C, str] = {}  # of outboxes that fail: the error that the log told of
         self._places = Places(pool, interval)
         self._feed_now = asyncio.Event()
         self._closing = False
@@ -127,7 +130,7 @@ class Run(Generic[C]):
             self._line.put_nowait(context)
 
     async def _feed(self) -> None:
-        since, told, time = 0.0, "", asyncio.get_running_loop().time
+        since, told, time = 0.0, False, asyncio.get_running_loop().time
         while goes_on():
             try:
                 async with asyncio.timeout(ANSWER):
@@ -136,14 +139,13 @@ class Run(Generic[C]):
                 self._listed = found
                 for context in found:
                     self._put(context)
-                if told:
+                if told and self._tasks.outages.worked(_LISTS, _LIST, time()):
                     _log.warning("OutboxRelay(tenants=...) works again after %.0f s", time() - since)
-                told = ""
+                told = False
             except Exception as error:
-                since = since if told else time()
+                since, told = since if told else time(), True
                 # Once, not every second for as long as a registry is down.
-                if (kind := type(error).__name__) != told:
-                    told = kind
+                if self._tasks.outages.failed(_LISTS, _LIST, cause_of(error), describe(error), time()).is_told:
                     text = (
                         "OutboxRelay(tenants=...) failed, so no outbox is looked at unless it is woken; it is asked "
                         "again every %g s: %s"
@@ -177,8 +179,8 @@ class Run(Generic[C]):
         try:
             more = await self.look(context)
             self._found = True
-            self._causes.pop(context, None)
-            if self._pauses.succeeded(context):
+            now = self._tasks.time()
+            if self._pauses.succeeded(context) and self._tasks.outages.worked(_OUTBOXES, context, now):
                 text = "The outbox of tenant %s can be read again"
                 _log.warning(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:
@@ -206,13 +208,14 @@ class Run(Generic[C]):
 
     def _failed(self, context: C, error: Exception) -> None:
         self._rounds.counters.failures += 1
-        seconds, _ = self._pauses.failed(context)
+        seconds = self._pauses.failed(context)
         cause = error.__cause__ if isinstance(error, ResourceOpenError) and error.__cause__ is not None else error
-        level = logging.DEBUG if self._causes.get(context) == (kind := type(cause).__name__) else logging.ERROR
-        self._causes[context] = kind
+        shown, now = describe(cause), self._tasks.time()
+        telling = self._tasks.outages.failed(_OUTBOXES, context, cause_of(cause), shown, now)
+        level = logging.ERROR if telling.is_told else logging.DEBUG
         if _log.isEnabledFor(level):
             text = "The outbox of tenant %s could not be relayed; the next try is in %.0f s: %s"
-            arguments = (display_key(context), seconds, describe(cause))
+            arguments = (display_key(context), seconds, shown)
             log_error(_log, level, text, *arguments, error=cause, extra=about(tenant=context))
 
     def _die(self, error: BaseException) -> None:

@@ -13,6 +13,7 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple
 
 import msgspec
@@ -34,6 +35,10 @@ name of a file; still no proof that such a tenant exists: the provider decides t
 
 _MOST_KNOWN: Final = 16_384
 """Contexts that a resolver keeps; the oldest go first."""
+_MOST_WAYS: Final = 64
+"""Combinations of attributes of which it is remembered which are looked at."""
+_Way = tuple[tuple[str, ...], Callable[[Mapping[str, MessageAttribute]], object] | None]
+"""The fields that a message has, and what looks up their attributes; None if each takes another look."""
 _NOTE: Final = "attribute"
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-message-metadata.html
 _NAME: Final = re.compile(r"(?!(?i:aws|amazon)\.)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -150,7 +155,7 @@ class AttributeResolver(Generic[T_co]):
     Not so for a class that does something when it is made: that is done for every message.
     """
 
-    __slots__ = ("_cls", "_fields", "_known", "_sources", "names", "unwraps")
+    __slots__ = ("_cls", "_fields", "_known", "_ways", "names", "unwraps")
 
     def __init__(self, cls: type[T_co], fields: tuple[_Field, ...], unwrap: Unwrap | None) -> None:
         self._cls = cls
@@ -159,8 +164,8 @@ class AttributeResolver(Generic[T_co]):
         """What takes messages out of an envelope first; None: they are read as they are."""
         # One instance for equal attributes: hashing and comparing it again is cheap, for every
         # lookup by tenant.
-        self._known: dict[tuple[str | None, ...], T_co] | None = {} if _is_plain(cls) else None
-        self._sources = [(field.attribute, field.alternative) for field in fields]
+        self._known: dict[tuple[tuple[str, ...], object], T_co] | None = {} if _is_plain(cls) else None
+        self._ways: dict[tuple[str, ...], _Way] = {}
         self.names: tuple[str, ...] = tuple(name for field in fields for name in field.attributes)
         """The names of the attributes that are looked at."""
 
@@ -194,39 +199,41 @@ class AttributeResolver(Generic[T_co]):
         """
         if self.unwraps is not None:
             message = unwrapped(self.unwraps, message, self.unwraps(message))
-        known, texts = self._known, None
-        if known is not None and (texts := self._texts(message.message_attributes)) is not None:
-            context = known.get(texts)
-            if context is not None:
-                return context
-        values = self._read(message.message_attributes)
+        attributes, known, key = message.message_attributes, self._known, None
+        if known is not None:
+            given = tuple(attributes)
+            fields, look_up = self._ways.get(given) or self._learn(given)
+            if look_up is not None:
+                # With the fields: of two that may be missing each can have the other's text.
+                key = fields, look_up(attributes)
+                try:
+                    context = known.get(key)
+                except TypeError:  # the bytes of a Binary one may be of a type that has no hash
+                    key = context = None
+                if context is not None:
+                    return context
+        values = self._read(attributes)
         if values is None:
             raise self._problem(message)
         context = self._made(values, message)
-        if known is not None and texts is not None:
+        if known is not None and key is not None:
             # Bounded, because the values come from senders: each could be a new one.
             if len(known) >= _MOST_KNOWN:
                 del known[next(iter(known))]
-            known[texts] = context
+            known[key] = context
         return context
 
-    def _texts(self, attributes: Mapping[str, MessageAttribute]) -> tuple[str | None, ...] | None:
-        """Return the attributes' texts, on which alone the context depends; None if they have to be looked at."""
-        texts: list[str | None] = []
-        for attribute, alternative in self._sources:
-            found = attributes.get(attribute)
-            if alternative is not None and alternative in attributes:
-                # Both spellings are there: whether they agree is for the slow path to say.
-                if found is not None:
-                    return None
-                found = attributes[alternative]
-            if found is None:
-                texts.append(None)
-            elif (text := found.string_value) is None:
-                return None
-            else:
-                texts.append(text)
-        return tuple(texts)
+    def _learn(self, given: tuple[str, ...]) -> _Way:
+        """Return which fields a message with these attributes has, and what looks them up."""
+        found = [(field.name, [name for name in field.attributes if name in given]) for field in self._fields]
+        names = [name for _, spellings in found for name in spellings]
+        # Where both spellings are there, whether they agree is for the slow path to say.
+        look_up = itemgetter(*names) if names and all(len(spellings) < 2 for _, spellings in found) else None
+        # Bounded, because the names come from senders.
+        if len(self._ways) >= _MOST_WAYS:
+            self._ways.clear()
+        way = self._ways[given] = tuple(field for field, spellings in found if spellings), look_up
+        return way
 
     def _read(self, attributes: Mapping[str, MessageAttribute]) -> dict[str, Any] | None:
         """Return the values of the fields, or None if anything is wrong."""

@@ -198,8 +198,6 @@ class Host(msgspec.Struct):
     """What the last failure on it was."""
     trips: int = 0
     """How often the breaker has tripped since the last success."""
-    told: Cause | None = None
-    """The failure that the log told of last."""
     failed: set[Identity] = msgspec.field(default_factory=set[Identity])
     """Keys that failed since the last success. One tenant that fails often counts once."""
     doubted: set[Identity] = msgspec.field(default_factory=set[Identity])
@@ -281,7 +279,7 @@ class Hosts:
         host.doubted.clear()
         host.until = 0.0
         host.trips = 0
-        host.cause = host.told = None
+        host.cause = None
         self.troubled.discard(name)
 
     def failed(self, name: Hashable, identity: Identity, cause: Cause, now: float, *, probe: bool) -> bool:

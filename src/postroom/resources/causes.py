@@ -4,7 +4,7 @@ from collections import deque
 from typing import Any, Final
 
 from postroom.errors import ConfigurationError
-from postroom.redaction import describe, describe_at_length, hidden_values, sqlstate_of
+from postroom.redaction import describe, describe_at_length, hidden_values
 
 MOST_TRACEBACKS: Final = 100
 """Remembered errors that keep their tracebacks: each keeps frames, and what their variables name, in memory."""
@@ -45,12 +45,6 @@ class Cause:
     def at_length(self) -> str:
         """Return the traceback, without secrets."""
         return describe_at_length(self.error, hidden_values(self._context))
-
-    def is_like(self, other: "Cause | None") -> bool:
-        """Return whether another cause tells the same story: of the same type, with the same SQLSTATE."""
-        if other is None or type(self.error) is not type(other.error):
-            return False
-        return sqlstate_of(self.error) == sqlstate_of(other.error)
 
     def forget_traceback(self) -> None:
         """Keep the error and its text, and let go of the frames."""

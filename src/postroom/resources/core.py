@@ -168,12 +168,12 @@ class Core:
         if before is not None and before.until > now:
             before.in_use = True
             return  # uses that ran side by side met the same outage: it is one failure, and no pause becomes shorter
-        last, cause = None if before is None else before.cause, Cause(error, entry.context)
+        cause = Cause(error, entry.context)
         pause = self.cooling.failed(
             entry.identity, entry.context, cause, permanent=False, now=now, in_use=True, host=entry.host, key=entry.key
         )
         tripped = self.hosts.failed_in_use(entry.host, entry.identity, cause, now)
-        self._tell_failure(entry, cause, last, pause, now, tripped=tripped, in_use=True)
+        self._tell_failure(entry, cause, pause, now, tripped=tripped, in_use=True)
         if tripped:
             self._refuse_host(entry.host, now)
             self._serve(now)
@@ -230,10 +230,7 @@ class Core:
             return 0.0
         self.counters.open_failures += 1
         self.counters.permanent_failures += permanent
-        # Read before `failed` overwrites it: the log tells of a cause only where it differs from
-        # the last.
-        before = self.cooling.find(entry.identity)
-        last, cause = None if before is None else before.cause, Cause(error, entry.context)
+        cause = Cause(error, entry.context)
         pause = self.cooling.failed(
             entry.identity, entry.context, cause, permanent=permanent, now=now, host=entry.host, key=entry.key
         )
@@ -244,7 +241,7 @@ class Core:
             self.hosts.undecided(entry.host, probe=entry.probe)
         else:
             tripped = self.hosts.failed(entry.host, entry.identity, cause, now, probe=entry.probe)
-        self._tell_failure(entry, cause, last, pause, now, tripped=tripped)
+        self._tell_failure(entry, cause, pause, now, tripped=tripped)
         if tripped and entry.probe:
             self.cooling.excuse(entry.identity, now)  # it was tried in its host's name: that failed, not the key
             pause = self.hosts.remaining(entry.host, now)
@@ -309,7 +306,7 @@ class Core:
         """Lease nothing of these keys that exists by now; forget their failures."""
         wanted = dict.fromkeys(identities)
         for identity in wanted:
-            self.cooling.forget(identity)
+            self.forget_failures(identity)
         # The newest first, because each goes to the front of the line: so they stand there in their old order.
         for entry in [entry for entry in reversed(self.table.entries) if entry.identity in wanted]:
             if entry.state is EntryState.OPENING:
@@ -319,6 +316,13 @@ class Core:
             else:
                 self._retire(entry, Reason.INVALIDATED, now)
         self._serve(now)
+
+    def forget_failures(self, identity: Identity) -> None:
+        """Drop what is remembered of a key's failures: the tenant was repaired."""
+        record = self.cooling.find(identity)
+        if record is not None and record.told:
+            self._tell(news.Repaired(record.key))
+        self.cooling.forget(identity)
 
     def sweep(self, now: float) -> None:
         """Close what was idle for too long, replace what is too old, check what was not used for a while."""
@@ -715,7 +719,6 @@ class Core:
         self,
         entry: Entry,
         cause: Cause,
-        last: Cause | None,
         pause: float,
         now: float,
         *,
@@ -726,18 +729,16 @@ class Core:
         record, host = self.cooling.find(entry.identity), self.hosts.find(entry.host)
         if host is not None and tripped:
             rest = self.hosts.remaining(entry.host, now)
-            changed, host.told = not cause.is_like(host.told), cause
-            self._tell(news.HostFailed(entry.host, entry.key, cause, rest, host.trips, changed))
+            self._tell(news.HostFailed(entry.host, entry.key, cause, rest, host.trips))
         if record is None:
             return
         # One line for the host instead of one for each of its tenants, of which there may be
         # thousands.
         of_host = host is not None and host.trips > 0 and not record.permanent
         loud = not record.told and not of_host
-        changed = record.told and not cause.is_like(last)
         record.told = record.told or loud
-        told = (entry.key, cause, record.permanent, pause, record.failures)
-        self._tell(news.OpenFailed(*told, loud=loud, changed=changed, in_use=in_use))
+        failed = (entry.key, cause, record.permanent, pause, record.failures)
+        self._tell(news.OpenFailed(*failed, loud=loud, told=record.told, in_use=in_use))
 
     def _tell_recovery(self, entry: Entry, now: float) -> None:
         record, host = self.cooling.find(entry.identity), self.hosts.find(entry.host)

@@ -9,7 +9,6 @@ from typing import Any
 
 from postroom.display import display_key
 from postroom.events import ResourceClosed, ResourceOpened, ResourceOpenFailed
-from postroom.log_fields import about
 from postroom.options import PoolTimeouts
 from postroom.redaction import log_error
 from postroom.resources import actions
@@ -40,10 +39,11 @@ class Engine:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.empty: asyncio.Event = asyncio.Event()
         """Set once the pool is shut and no task of it is left."""
-        self._time = clock_of(self.loop)
+        self.time: Callable[[], float] = clock_of(self.loop)
+        """Tells the loop's time."""
         self._core = core
         self._provision = provision
-        self._report = Reporter(name)
+        self._report = Reporter(name, self)
         self._sized = provision.knows_weight
         self._timeouts = timeouts
         self._observers = observers
@@ -95,6 +95,10 @@ class Engine:
         """Let the close go on if nothing is left."""
         if self._core.shut_down and not self._tasks and not self._core.table.entries:
             self.empty.set()
+
+    def close_log(self) -> None:
+        """Tell now of outages that no line has told of."""
+        self._report.outages.close()
 
     def press(self) -> None:
         """Cancel once more what leaves its provider, or checks one."""
@@ -166,7 +170,7 @@ class Engine:
     def unused(self, entry: Entry) -> None:
         """Note that the last lease of an entry was given back."""
         core = self._core
-        core.unused(entry, self._time())
+        core.unused(entry, self.time())
         if core.actions:
             self.act()
 
@@ -196,7 +200,7 @@ class Engine:
         wanted = self._core.opened(entry, resource, now)
         self.act()
         if not entry.verify:
-            self._tell_created(entry)
+            self._report.created(entry.key)
         if not self._sized:
             self._look_at_size(entry)
         return wanted
@@ -207,8 +211,10 @@ class Engine:
         invited = self._core.usable(entry, now)
         if entry.verify:
             entry.verify = False
-            self._tell_created(entry)
+            self._report.created(entry.key)
         self.act()
+        if opens:
+            self._report.opened(entry.key)
         # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
         if opens and self._observers:
             self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host, invited))
@@ -251,9 +257,6 @@ class Engine:
         if entry.opened:
             self._tell_closed(entry, error)
         self.note_if_empty()
-
-    def _tell_created(self, entry: Entry) -> None:
-        log.info("Resources created for key: %s", display_key(entry.key), extra=about(tenant=entry.key))
 
     def _tell_closed(self, entry: Entry, error: BaseException | None) -> None:
         reason = str(entry.reason)

@@ -18,8 +18,8 @@ class OpenFailed(msgspec.Struct, frozen=True):
     """Failures in a row, this one included."""
     loud: bool
     """It is the first of its outage, and no line about the host tells of it."""
-    changed: bool
-    """The one before failed in another way."""
+    told: bool
+    """It is not the host's alone: the log tells of it, also before this one."""
     in_use: bool = False
     """Met by a handler, not by an open."""
 
@@ -32,7 +32,6 @@ class HostFailed(msgspec.Struct, frozen=True):
     cause: Cause
     retry_after: float
     trips: int
-    changed: bool
 
 
 class Available(msgspec.Struct, frozen=True):
@@ -41,6 +40,12 @@ class Available(msgspec.Struct, frozen=True):
     key: Hashable
     seconds: float
     tries: int
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """The failures of a key are forgotten, since something was done about them: the next one is news."""
+
+    key: Hashable
 
 
 class HostAvailable(msgspec.Struct, frozen=True):
@@ -65,4 +70,4 @@ class Exhausted(msgspec.Struct, frozen=True):
     """Who has most of it: key, weight, leases."""
 
 
-News = OpenFailed | HostFailed | Available | HostAvailable | Exhausted
+News = OpenFailed | HostFailed | Available | Repaired | HostAvailable | Exhausted

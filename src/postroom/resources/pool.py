@@ -38,7 +38,7 @@ from postroom.resources.reporter import log
 from postroom.resources.requests import LeaseRequests
 from postroom.resources.statistics import PoolStatistics
 from postroom.resources.subscribers import Subscribers
-from postroom.tasks import clean
+from postroom.tasks import clean, told_once
 from postroom.types import C, R
 
 _DEBUG: Final = logging.DEBUG
@@ -252,12 +252,14 @@ class ResourcePool(Generic[C, R]):
         self._hasten(engine, self._timeouts.close if grace is None else max(0.0, grace))
         # Shielded: all callers wait for one close, and a caller that is cancelled must not end it
         # for the others.
-        await asyncio.shield(closer)
+        with told_once():
+            await asyncio.shield(closer)
 
     async def _close(self, engine: Engine) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await engine.empty.wait()
+        engine.close_log()
         if self._grace is not None:
             self._grace.cancel()
 
@@ -529,7 +531,7 @@ class ResourcePool(Generic[C, R]):
         if self._engine is not None:
             for identity, context in self._core.cooling.contexts():
                 if predicate(context):
-                    self._core.cooling.forget(identity)
+                    self._core.forget_failures(identity)
             self._engine.act()
 
     def end_pauses(self, contexts: Iterable[C]) -> None:

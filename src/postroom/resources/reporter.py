@@ -6,17 +6,30 @@ from typing import Any, Final
 
 from postroom.display import counted, display_key
 from postroom.log_fields import Log, Step, about
+from postroom.outages import Kind, Outages, Telling, Timer, cause_of
 from postroom.redaction import describe, hidden_values, log_traceback
 from postroom.resources import news
+from postroom.resources.causes import Cause
 
 log: Final = Log("postroom.pool", Step.RESOURCES)
 
+_KEYS: Final = Kind("Resources not available", "key", log, Step.RESOURCES, "tenant")
+_HOSTS: Final = Kind("Host not available", "host", log, Step.RESOURCES)
+_UNHEALTHY: Final = Kind("Resources unhealthy", "key", log, Step.RESOURCES, "tenant")
+_SUSPECT: Final = Kind("Resources suspect", "key", log, Step.RESOURCES, "tenant")
+_UNCLOSED: Final = Kind("Resources closed with an error", "key", log, Step.RESOURCES, "tenant")
+
 
 class Reporter:
-    """Puts the core's news into words. One ERROR per outage, with the traceback; then a line per change of state."""
+    """Puts the core's news into words. One ERROR per outage, with the traceback; then a line per change of state.
 
-    def __init__(self, name: str) -> None:
+    What comes and goes shares a line, now and then.
+    """
+
+    def __init__(self, name: str, timer: Timer) -> None:
         self._name = name
+        self._time = timer.time
+        self.outages: Outages = Outages(timer)
 
     def tell(self, told: news.News) -> None:
         """Write what is to be told."""
@@ -27,9 +40,12 @@ class Reporter:
                 self._host_failed(told)
             case news.Available(key, seconds, tries):
                 text = "Resources available again for key: %s; %.3g s, %s"
-                log.warning(text, display_key(key), seconds, counted(tries, "try"), extra=about(tenant=key))
-            case news.HostAvailable(host, seconds, tries):
-                log.warning("Host available again: %s; %.3g s, %s", display_key(host), seconds, counted(tries, "probe"))
+                level = logging.WARNING if self.outages.worked(_KEYS, key, self._time()) else logging.DEBUG
+                log.log(level, text, display_key(key), seconds, counted(tries, "try"), extra=about(tenant=key))
+            case news.Repaired(key):
+                self.outages.forget(_KEYS, key)
+            case news.HostAvailable():
+                self._host_available(told)
             case news.Exhausted():
                 self._exhausted(told)
 
@@ -39,27 +55,29 @@ class Reporter:
         text = f"{what}: %s ({kind}: %s); next try in %.3g s"
         arguments = (display_key(told.key), told.cause.text, told.retry_after)
         extra = about(tenant=told.key)
-        if told.permanent and (told.loud or told.changed):
-            log.warning(text, *arguments, extra=extra)
-        elif told.loud:
+        telling = self._failed(_KEYS, told.key, told.cause) if told.told else Telling.KNOWN
+        if telling is Telling.NEWS and told.loud and not told.permanent:
             log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=extra)
-        elif told.changed:
-            log.warning(text, *arguments, extra=extra)
         else:
-            log.debug(text, *arguments, extra=extra)
+            log.log(logging.WARNING if telling.is_told else logging.DEBUG, text, *arguments, extra=extra)
 
     def _host_failed(self, told: news.HostFailed) -> None:
-        why = told.cause.text
-        if told.trips == 1:
+        why, telling = told.cause.text, self._failed(_HOSTS, told.host, told.cause)
+        if told.trips == 1 and telling is Telling.NEWS:
             text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
             arguments = (display_key(told.host), display_key(told.key), why, told.retry_after)
             log_traceback(
                 log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=about(tenant=told.key)
             )
         else:
-            level = logging.WARNING if told.changed else logging.DEBUG
+            level = logging.WARNING if telling.is_told else logging.DEBUG
             text = "Host still not available: %s (probe %d failed: %s); next probe in %.3g s"
             log.log(level, text, display_key(told.host), told.trips - 1, why, told.retry_after)
+
+    def _host_available(self, told: news.HostAvailable) -> None:
+        text, tries = "Host available again: %s; %.3g s, %s", counted(told.tries, "probe")
+        level = logging.WARNING if self.outages.worked(_HOSTS, told.host, self._time()) else logging.DEBUG
+        log.log(level, text, display_key(told.host), told.seconds, tries)
 
     def _exhausted(self, told: news.Exhausted) -> None:
         holders = ", ".join(f"{display_key(key)} ({weight}, {leases} leased)" for key, weight, leases in told.holders)
@@ -79,26 +97,48 @@ class Reporter:
             extra=about(tenant=told.key),
         )
 
+    def _failed(self, kind: Kind, subject: Hashable, cause: Cause) -> Telling:
+        return self.outages.failed(kind, subject, cause_of(cause.error), cause.text, self._time())
+
+    def _happened(self, kind: Kind, key: Hashable, error: BaseException, why: str) -> int:
+        """Note what is over at once. Returns how loud its line is."""
+        is_news = self.outages.happened(kind, key, cause_of(error), why, self._time())
+        return logging.WARNING if is_news else logging.DEBUG
+
+    def opened(self, key: Hashable) -> None:
+        """Note that resources are open: where the failures of a key were forgotten, no news tells."""
+        self.outages.worked(_KEYS, key, self._time())
+
     def suspect(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that resources are not trusted any longer."""
         why = describe(error, hidden_values(context))
         text = "Resources suspect for key: %s (%s); replaced by the next lease"
-        log.warning(text, display_key(key), why, extra=about(tenant=key))
+        log.log(self._happened(_SUSPECT, key, error, why), text, display_key(key), why, extra=about(tenant=key))
 
     def unhealthy(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that a health check failed."""
         why = describe(error, hidden_values(context))
         text = "Resources unhealthy for key: %s (%s); replaced by the next lease"
-        log.warning(text, display_key(key), why, extra=about(tenant=key))
+        log.log(self._happened(_UNHEALTHY, key, error, why), text, display_key(key), why, extra=about(tenant=key))
+
+    def created(self, key: Hashable) -> None:
+        """Say that resources were opened."""
+        log.log(self._quiet_level(key), "Resources created for key: %s", display_key(key), extra=about(tenant=key))
+
+    def _quiet_level(self, key: Hashable) -> int:
+        """Return how loud it is that resources come and go. While they fail again and again, that is told already."""
+        return logging.DEBUG if self.outages.comes_and_goes(key) else logging.INFO
 
     def closed(self, key: Hashable, context: Any, reason: str, error: BaseException | None) -> None:
         """Say that resources were closed, and what they raised in closing."""
         if error is None:
-            log.info("Resources closed for key: %s (%s)", display_key(key), reason, extra=about(tenant=key))
+            text = "Resources closed for key: %s (%s)"
+            log.log(self._quiet_level(key), text, display_key(key), reason, extra=about(tenant=key))
         else:
             why = describe(error, hidden_values(context))
             text = "Resources closed with an error for key: %s (%s; %s)"
-            log.warning(text, display_key(key), reason, why, extra=about(tenant=key))
+            level = self._happened(_UNCLOSED, key, error, why)
+            log.log(level, text, display_key(key), reason, why, extra=about(tenant=key))
 
     def ignores(self, key: Hashable, weight: int, option: str, seconds: float, place: str) -> None:
         """Say that an open, a close or a health check runs on although it was cancelled."""

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from postroom.display import counted
 from postroom.errors import PostroomError
 from postroom.log_fields import Log, Step, about, tenant_in_words
+from postroom.outages import Kind
 from postroom.tasks import Tasks
 from postroom.tracebacks import place_of
 from postroom.types import UNRESOLVED
@@ -24,10 +25,11 @@ _REPEAT = 60.0
 _SINGLY = 10
 """Messages in ``_REPEAT`` seconds that a line of its own may tell of."""
 _EXAMPLES = 3
+_WHAT = "Calls fail"
 
 
 class Trouble:
-    """Says once that the calls of one kind fail, and once that they work again.
+    """Says once that the calls of one kind fail, and once that they work again; less often where that comes and goes.
 
     Args:
         doing: what the calls do, as a sentence begins with it: ``Deleting messages of orders``.
@@ -43,19 +45,22 @@ class Trouble:
         self._doing = doing
         self._follows = follows
         self._tasks = tasks
+        self._kind = Kind(_WHAT, "operation", log, log.step, prefixed=False)
         self._since: float | None = None
         self._level = logging.NOTSET
+        self._told = False
         self._failures = 0
         self._calm: asyncio.TimerHandle | None = None
 
     def failed(self, count: int, error: Exception) -> None:
         """Note that a call for some messages failed, and will be tried again."""
-        self.note(f"failed, for {counted(count, 'message')} at first: {describe(error)}")
+        what = f"failed, for {counted(count, 'message')} at first: {describe(error)}"
+        self.note(what, cause=type(error).__name__)
 
-    def note(self, what: str, level: int = logging.WARNING, *, failed: int = 1) -> bool:
+    def note(self, what: str, level: int = logging.WARNING, *, failed: int = 1, cause: str) -> bool:
         """Say what is wrong, once until calls work again; once more where it is worse than what was said.
 
-        ``failed`` is how many calls have failed. Returns whether it was said.
+        ``failed`` is how many calls have failed, ``cause`` what makes two of them alike. Returns whether it was said.
         """
         self._failures += failed
         if self._calm is not None:
@@ -63,9 +68,13 @@ class Trouble:
             self._calm = None
         if self._since is None:
             self._since = self._tasks.time()
-        if level <= self._level:
+        if level <= self._level and self._told:
             return False
-        self._level = level
+        self._level = max(level, self._level)
+        telling = self._tasks.outages.failed(self._kind, self._doing, f"{level} {cause}", what, self._tasks.time())
+        if not telling.is_told:
+            return False
+        self._told = True
         self._log.log(level, "%s %s; %s", self._doing, what, self._follows, extra=self._extra)
         return True
 
@@ -75,11 +84,13 @@ class Trouble:
             self._calm = self._tasks.call_later(_CALM, self._recovered, self._tasks.time())
 
     def _recovered(self, since_when: float) -> None:
-        if self._since is not None:
+        told = self._tasks.outages.worked(self._kind, self._doing, since_when) or self._told
+        if told and self._since is not None:
             seconds = since_when - self._since
             what = f", in which {counted(self._failures, 'call')} failed" if self._failures else ""
             self._log.warning("%s works again after %.1f s%s", self._doing, seconds, what, extra=self._extra)
         self._since = self._calm = None
+        self._told = False
         self._level = logging.NOTSET
         self._failures = 0
 

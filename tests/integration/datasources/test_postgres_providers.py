@@ -7,6 +7,7 @@ import socket
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
+import anyio
 import asyncpg
 import psycopg
 import psycopg_pool
@@ -482,6 +483,22 @@ class TestClosing:
         tenant.server.thaw()
         leaving.set()
         await asyncio.gather(holder, return_exceptions=True)
+        tenant.wait_for_backends(0)
+
+    async def test_a_scope_of_anyio_leaves_no_statement_running(self, driver: Driver, tenant: TenantDatabase) -> None:
+        """It cancels what ends a statement on the server, too. No pool counts a connection on which one runs on."""
+        async with driver.provider(tenant, max_size=1)("a") as resource:
+
+            async def sleep() -> None:
+                async with driver.connect(resource) as connection:
+                    await connection.value("SELECT pg_sleep(60)")
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(sleep)
+                await asyncio.to_thread(_wait_for_query, tenant, "pg_sleep(60)")
+                group.cancel_scope.cancel()
+            async with driver.connect(resource) as connection:
+                assert await connection.value("SELECT 1") == 1
         tenant.wait_for_backends(0)
 
     async def test_use_after_close_is_refused(self, driver: Driver, tenant: TenantDatabase) -> None:

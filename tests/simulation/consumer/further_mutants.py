@@ -126,7 +126,7 @@ def _waits_for_anything(settled: Any) -> Any:
 
 def _each_for_itself(steps_of: Any) -> Any:
     """Know nothing of a step in other queues."""
-    return lambda queue, _whole=None: steps_of(queue)
+    return lambda queue, _whole=None, **more: steps_of(queue, **more)
 
 
 def _calls_all_back(_: Any) -> Any:

@@ -348,7 +348,7 @@ def _trips_for_late_failures(failed: Any) -> Any:
         until: float | None = failed(self, job, error, options, now)
         known = self.failing[job.tenant]
         if until is None and known.until is not None:
-            until = self._trip(job, known, options, now)
+            until = self._trip(job, known, error, options, now)
         return until
 
     return mutant

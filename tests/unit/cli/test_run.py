@@ -180,6 +180,16 @@ def _start(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+def test_a_module_with_the_name_of_one_that_the_library_needs_may_be_there(tmp_path: Path) -> None:
+    """An application with queues may well have a queue.py."""
+    (tmp_path / "queue.py").write_text("raise OSError('that of the application')")
+    (tmp_path / "shop_without.py").write_text("from postroom import Consumer\norders = Consumer('orders')\n")
+    command = [sys.executable, "-P", "-m", "postroom", "run", "--directory", str(tmp_path), "shop_without:orders"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "the consumer of 'orders' has no handler" in ended.stderr
+    assert ended.returncode == 2
+
+
 def test_a_worker_handles_messages_until_a_signal(tmp_path: Path) -> None:
     """The endpoint as an option, credentials made up for this machine, exit code 0 on SIGTERM."""
     (tmp_path / "shop_worker.py").write_text(textwrap.dedent(APP))

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -15,6 +17,7 @@ from postroom import (
     Consumer,
     ExitCode,
     MessageContext,
+    Phase,
     QueueNotFound,
     ServiceUnavailable,
     Shutdown,
@@ -356,6 +359,37 @@ def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
     assert "ignores its cancellation; the process ends without it" in caplog.text
 
 
+def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """One of an executor of the application hangs. One that waits for work ends with the process."""
+    broker, release, idle = LocalBroker(), threading.Event(), threading.Event()
+    shutdown = Shutdown(poll=0.05, drain=0.05, cancel=0.05, flush=0.05, close=0.05)
+    jobs = Consumer("jobs", client=MemoryClient(broker), shutdown=shutdown)
+    executor = ThreadPoolExecutor(2, "of-the-application")
+
+    @jobs.handler
+    async def handle(_body: str, _ctx: Ctx) -> None:
+        hangs = executor.submit(release.wait)
+        executor.submit(idle.set)
+        jobs.stop()
+        await asyncio.wrap_future(hangs)
+
+    @contextlib.asynccontextmanager
+    async def with_a_message() -> AsyncGenerator[None]:
+        async with broker:
+            broker.create_queue("jobs")
+            broker.send("jobs", "x")
+            yield
+
+    try:
+        assert run_to_exit([jobs], wait=0, beside=with_a_message()) is ExitCode.CANCELLED_WORK
+        assert idle.wait(10)
+    finally:
+        release.set()
+        executor.shutdown()
+    (line,) = [text for text in caplog.messages if "of-the-application" in text]
+    assert line.startswith("The process cannot end before thread of-the-application_0 does, at ")
+
+
 def test_a_long_stop_says_every_few_seconds_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     """The step, the handlers, and the seconds that are left."""
     caplog.set_level(logging.INFO, "postroom")
@@ -453,6 +487,34 @@ async def test_a_signal_during_the_start_ends_the_process(
     assert "the start is given up" in caplog.text
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("opens", [False, True], ids=["is given up", "opens all the same"])
+def test_a_signal_while_what_is_beside_opens_ends_the_process(
+    number: signal.Signals, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As PID 1 of a container it would hear nothing before its consumers start. What is open is closed."""
+    caplog.set_level(logging.INFO, "postroom")
+    seen: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def beside() -> AsyncGenerator[None]:
+        try:
+            signal.raise_signal(number)
+            with contextlib.suppress(asyncio.CancelledError) if opens else contextlib.nullcontext():
+                await asyncio.Event().wait()
+            seen.append("open")
+            yield
+        finally:
+            await asyncio.sleep(0)
+            seen.append("closed")
+
+    # Twice: the first left no handler behind.
+    for _ in range(2):
+        assert run_to_exit([consumer(None)], wait=0, beside=beside()) is ExitCode.CLEAN
+    assert seen == (["open", "closed"] if opens else ["closed"]) * 2
+    assert f"{number.name}: the start is given up (what runs beside the consumers is opened)" in caplog.text
+
+
 async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptureFixture) -> None:
     """Both say how much there is; observers are told the reason."""
     caplog.set_level(logging.INFO, "postroom")
@@ -485,3 +547,38 @@ async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptur
     assert [event.reason for event in events if isinstance(event, ConsumerStopped)] == [StopReason.SIGNAL]
     assert any("SIGTERM: draining (orders: 1 handler runs, 1 more message waits);" in text for text in caplog.messages)
     assert any("SIGTERM again" in text for text in caplog.messages)
+
+
+async def test_the_first_signal_drains_also_while_another_cause_stops() -> None:
+    """Such as a handler that stopped its consumer: the signal of the platform takes nothing from the others."""
+    async with LocalBroker(seed=1) as broker:
+        world = World(broker)
+        world.create()
+        world.create("invoices")
+        started, may_end = asyncio.Event(), asyncio.Event()
+        orders: Consumer[Any, Any] = Consumer("orders", client=world.client)
+        invoices: Consumer[Any, Any] = Consumer("invoices", client=world.client)
+
+        @orders.handler
+        async def handle(order: dict[str, Any], ctx: Ctx) -> None:
+            started.set()
+            await may_end.wait()
+
+        @invoices.handler
+        async def ends(invoice: dict[str, Any], ctx: Ctx) -> None:
+            await started.wait()
+            invoices.stop()
+
+        async def send_signals() -> None:
+            while orders.health().phase is not Phase.STOPPING:
+                await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.01)
+            may_end.set()
+
+        world.send({})
+        world.send({}, queue="invoices")
+        async with asyncio.timeout(10):
+            code, _ = await asyncio.gather(serve(orders, invoices), send_signals())
+        assert code is ExitCode.CLEAN
+        assert orders.statistics().cancelled == 0

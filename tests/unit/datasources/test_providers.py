@@ -152,7 +152,7 @@ class TestWaiting:
     """All connections of a tenant are in use."""
 
     def test_a_wait_of_three_seconds_is_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        """With the tenant, and with what to do; again when it happens again."""
+        """With the tenant, and with what to do; again when it happens again, a minute later."""
 
         async def main() -> None:
             waiting = Waiting(("acme", "eu"), 4, 10.0, Server(5.0, "db-1/acme"))
@@ -162,6 +162,8 @@ class TestWaiting:
                     await asyncio.sleep(seconds)
 
             await asyncio.gather(*(wait(8 + number) for number in range(5)))
+            await wait(5)
+            await asyncio.sleep(60)
             await wait(5)
 
         with caplog.at_level(logging.WARNING, "postroom.datasources"):

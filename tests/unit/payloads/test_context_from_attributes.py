@@ -302,6 +302,23 @@ def test_equal_attributes_give_the_same_context_and_others_another(cls: type[Any
     assert resolve(message(tenantId="r", region="a")) == cls("r", "a")
 
 
+def test_a_text_of_one_field_is_never_taken_for_that_of_another_which_is_missing() -> None:
+    """Neither by what is known, nor after more combinations of attributes than are remembered."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Either:
+        customer: str = "none"
+        partner: str = "none"
+
+    resolve = context_from_attributes(Either)
+    for number in range(200):
+        other = {f"other{number}": "x"}
+        assert resolve(message(customer="a", **other)) == Either("a", "none")
+        assert resolve(message(**other, partner="a")) == Either("none", "a")
+        assert resolve(message(partner="b", **other, customer="a")) == Either("a", "b")
+        assert resolve(message(**other)) == Either()
+
+
 def test_what_is_wrong_is_refused_however_much_is_known() -> None:
     """A Binary attribute is not an absent one, and a second spelling is looked at every time."""
     resolve = context_from_attributes(TenantStruct)

@@ -1,6 +1,7 @@
 """The AWS client: what it takes, what it opens, who shares it, and what it says when something is missing."""
 
 import asyncio
+import functools
 import gc
 import json
 import ssl
@@ -17,6 +18,7 @@ import boto3
 import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.credentials import AssumeRoleProvider
 
 from postroom.errors import (
     AccessDenied,
@@ -225,6 +227,58 @@ async def test_a_process_for_credentials_that_answers_no_json_later_is_told(
             await client.queue("orders")
     assert caught.value.retryable
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("AWS_DEFAULTS_MODE", "invalid defaults mode: odd"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "Metadata endpoint: odd"),
+    ],
+)
+async def test_a_setting_that_botocore_refuses_is_told_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, variable: str, said: str
+) -> None:
+    """Whatever it is: a start that waits for SQS would wait without end."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    monkeypatch.setenv(variable, "odd")
+    with pytest.raises(ConfigurationError, match=rf"opening the SQS client: .*{said}.*; correct the AWS configuration"):
+        await AwsClient(endpoint_url=sqs.url).__aenter__()
+
+
+async def test_a_profile_that_asks_for_a_code_is_told(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path
+) -> None:
+    """A process has no terminal, and the network has nothing to do with it."""
+    keys = "[keys]\naws_access_key_id = a\naws_secret_access_key = s\n"
+    role = "[default]\nrole_arn = arn:aws:iam::000000000000:role/worker\nsource_profile = keys\nmfa_serial = phone\n"
+    (tmp_path / "config").write_text(role, encoding="utf-8")
+    (tmp_path / "credentials").write_text(keys, encoding="utf-8")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    prompt = mock.Mock(side_effect=EOFError)
+    made = AssumeRoleProvider.__init__
+    monkeypatch.setattr(AssumeRoleProvider, "__init__", functools.partialmethod(made, prompter=prompt))
+    async with AwsClient(endpoint_url=sqs.url, max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match="mfa_serial") as caught:
+            await client.queue("orders")
+    prompt.assert_called_once()
+    assert not caught.value.retryable
+
+
+async def test_a_role_that_cannot_be_one_is_told(monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path) -> None:
+    """The call that was made for credentials had wrong parameters, and not that of SQS."""
+    (tmp_path / "token").write_text("t" * 20, encoding="utf-8")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "worker")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsClient(endpoint_url=sqs.url, max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match=r"parameter RoleArn.*check AWS_ROLE_ARN"):
+            await client.queue("orders")
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])

@@ -1,10 +1,12 @@
 """The hot path's HTTP: one request, one whole answer, or none; and which connections are used again."""
 
 import asyncio
+import os
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -196,7 +198,7 @@ def test_an_answer_that_waits_in_the_socket_is_read_after_a_standstill(begun: bo
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
+        connection.connection_made(mock.Mock(is_closing=lambda: False, get_extra_info=lambda _: None))
         asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
         await asyncio.sleep(24)
         if begun:
@@ -218,7 +220,7 @@ def test_a_request_without_an_answer_ends_though_the_loop_stands_still_again_and
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         connection = http.HttpConnection(lambda _: None)
-        connection.connection_made(mock.Mock(is_closing=lambda: False))
+        connection.connection_made(mock.Mock(is_closing=lambda: False, get_extra_info=lambda _: None))
         asked = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
         while not asked.done():
             await asyncio.sleep(0.1)
@@ -251,6 +253,25 @@ async def test_the_time_of_one_request_does_not_end_the_next_one() -> None:
         pool._timeout = 5
         assert await pool.exchange(REQUEST) == Answer(200, b"ok")
         assert server.connections == 1
+
+
+@pytest.mark.parametrize(("timeout", "ends_at"), [(25, 36), (5, 16), (200, 211)], ids=["same", "shorter", "longer"])
+def test_a_later_request_without_an_answer_ends_at_its_own_time(timeout: float, ends_at: float) -> None:
+    """Neither with the timer of the one before it, nor long after it."""
+
+    async def main() -> float:
+        connection = http.HttpConnection(lambda _: None)
+        connection.connection_made(mock.Mock(is_closing=lambda: False, get_extra_info=lambda _: None))
+        first = asyncio.create_task(connection.exchange(REQUEST, timeout=25), name="request")
+        await asyncio.sleep(1)
+        read(connection, OK)
+        await first
+        await asyncio.sleep(10)
+        with pytest.raises(NoAnswer, match=f"within {timeout} s"):
+            await connection.exchange(REQUEST, timeout=timeout)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == pytest.approx(ends_at, abs=0.001)
 
 
 async def test_a_connection_takes_one_request_at_a_time() -> None:
@@ -329,7 +350,7 @@ async def test_a_connection_lost_before_its_use_is_not_remembered(monkeypatch: p
         factory: Callable[[], http.HttpConnection], *_: object, **__: object
     ) -> tuple[None, Any]:
         connection = factory()
-        connection.connection_made(mock.Mock())
+        connection.connection_made(mock.Mock(get_extra_info=lambda _: None))
         connection.connection_lost(None)
         return None, connection
 
@@ -407,6 +428,37 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
             await task
         await server.gone.wait()
         assert len(pool) == 0
+
+
+async def test_a_cancelled_request_is_over_for_the_server_though_a_forked_child_has_its_connection() -> None:
+    """Such as a worker of a process pool: SQS would give messages to a long poll that has no reader."""
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(REQUEST))
+        asked.set()
+        await reader.read()
+
+    async with Server(serve) as server, pool_to(server.port) as pool:
+        task = asyncio.create_task(pool.exchange(REQUEST), name="request")
+        await asked.wait()
+        with closing(_twin_to(server.port)):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await server.gone.wait()
+
+
+def _twin_to(port: int) -> socket.socket:
+    """Return a second descriptor of the connection to a port, as a child has it."""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            twin = socket.fromfd(int(name), socket.AF_INET, socket.SOCK_STREAM)
+            with suppress(OSError):
+                if twin.getpeername()[1:] == (port,):
+                    return twin
+            twin.close()
+    raise LookupError(port)
 
 
 async def test_a_request_cancelled_just_as_it_is_answered_leaves_no_connection_behind() -> None:

@@ -7,7 +7,6 @@ Error codes: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReferen
 each action.
 """
 
-import json
 import ssl
 import time
 import traceback
@@ -99,6 +98,8 @@ _EXPLICIT_DENY: Final = "with an explicit deny"
 _REFUSED: Final = "botocore refused the parameters; the cause says which"
 NOT_SQS: Final = "the endpoint does not answer like SQS; check the endpoint URL, and proxies on the way to it"
 _REACH: Final = "check the network, the region and the endpoint URL"
+OPENING: Final = "opening the SQS client"
+"""The operation of an error before there is any request."""
 
 
 class _Meaning(NamedTuple):
@@ -124,6 +125,19 @@ _NO_JSON: Final = _Meaning(
 )
 """It may ask for a login, and what it says may be a secret."""
 
+_NO_CODE: Final = _Meaning(
+    AccessDenied,
+    "a profile asks for a code at the terminal (mfa_serial), and there is none: use credentials that ask for none, "
+    "or log in before and pass on what you got",
+)
+"""The prompt found the end of the input."""
+
+_NO_ROLE: Final = _Meaning(
+    AccessDenied,
+    "the request for credentials is not a valid one: check AWS_ROLE_ARN, AWS_ROLE_SESSION_NAME and "
+    "AWS_WEB_IDENTITY_TOKEN_FILE, or what the profile has in their place",
+)
+
 _NO_HEADER: Final = _Meaning(
     AccessDenied,
     "credentials or the region have a line break in them, often the last character of a secret that was made of a "
@@ -137,6 +151,10 @@ _NO_CERTIFICATES: Final = _Meaning(
     "AioConfig(client_cert=...)",
 )
 _PROXY: Final = _Meaning(ServiceUnavailable, "check HTTPS_PROXY and NO_PROXY")
+_NO_CLIENT: Final = _Meaning(
+    ConfigurationError, "correct the AWS configuration: environment variables (AWS_...), configuration file, packages"
+)
+"""Whatever else botocore raises before there is any request: the next try would find the same."""
 
 # Class name of an exception of botocore -> what it means here, and what to do next.
 _BY_CLASS: Final[Mapping[str, _Meaning]] = {
@@ -171,11 +189,15 @@ _BY_CLASS: Final[Mapping[str, _Meaning]] = {
     "TypeError": _Meaning(ServiceUnavailable, NOT_SQS),
     "ValueError": _Meaning(ServiceUnavailable, NOT_SQS),
     "LookupError": _Meaning(ServiceUnavailable, NOT_SQS),
+    "EOFError": _Meaning(ServiceUnavailable, _REACH),
     "TimeoutError": _Meaning(ServiceUnavailable, _REACH),
     "OSError": _Meaning(ServiceUnavailable, _REACH),
     # What aiohttp raises past aiobotocore. botocore's class of this name has a response, and is told by it.
     "ClientError": _Meaning(ServiceUnavailable, _REACH),
 }
+
+_OF_CREDENTIALS: Final = {"JSONDecodeError": _NO_JSON, "EOFError": _NO_CODE, "ParamValidationError": _NO_ROLE}
+"""What some exceptions mean where they come from the search for credentials."""
 
 _CREDENTIAL_CALLS: Final = frozenset(
     {
@@ -232,6 +254,9 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
             meaning = _behind(error) or meaning
             text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
+        if cls.__name__ == "BotoCoreError" and operation == OPENING:
+            text = f"{where}: {quote(str(error)).rstrip('.')}; {_NO_CLIENT.advice}"
+            return _make(_NO_CLIENT, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
         # So botocore says that what a refresh brought has expired, too.
         return _make(
@@ -244,9 +269,9 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
 
 def _behind(error: Exception) -> _Meaning | None:
     """Return what it means that no request could be made, where botocore has no word for that."""
-    if isinstance(error, json.JSONDecodeError):  # else it is the body of an answer
+    if (of_credentials := _OF_CREDENTIALS.get(type(error).__name__)) is not None:  # else it is of a request of ours
         frames = traceback.walk_tb(error.__traceback__)
-        return _NO_JSON if any(_module_of(frame) == "aiobotocore.credentials" for frame, _ in frames) else None
+        return of_credentials if any(_module_of(frame) == "aiobotocore.credentials" for frame, _ in frames) else None
     inner = getattr(error, "kwargs", {}).get("error") if type(error).__name__ == "HTTPClientError" else None
     if "header injection" in str(inner):  # of aiohttp
         return _NO_HEADER

@@ -6,9 +6,12 @@ It knows no redirects, no cookies, no compression, no proxies and no retries. An
 
 import asyncio
 import contextvars
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple, cast
 
 import httptools
@@ -56,10 +59,13 @@ class HttpConnection(asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
         "_context",
+        "_due",
         "_lost",
+        "_moments",
         "_parser",
         "_parts",
         "_size",
+        "_timeout",
         "_timer",
         "_transport",
         "_used",
@@ -75,6 +81,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._timeout = 0.0
+        self._moments = 0
         self._parts: list[bytes] = []
         self._size = 0
         self._used = False
@@ -100,33 +109,46 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter: asyncio.Future[Answer] = loop.create_future()
         self._waiter = waiter
         self._size = 0
-        self._set_timer(timeout, f"no whole answer within {timeout:g} s", _MOMENTS)
+        self._timeout, self._moments = timeout, _MOMENTS
+        self._due = due = loop.time() + timeout
+        # One timer for many requests: nearly every answer comes in time, and a timer costs as much as its parsing.
+        if self._timer is None or self._timer.when() > due:
+            self._set_timer(due)
         # After the timer: a peer that never reads must not hold this call without a limit.
         self._transport.write(request)
         try:
             return await waiter
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
             self._used = True
 
     def abort(self) -> None:
-        """Close it at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Close it at once, also where a forked child has it, too: SQS would serve a long poll that has no reader."""
+        if self._transport is None:
+            return
+        if (shared := self._transport.get_extra_info("socket")) is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(shared.fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)
+        self._transport.abort()
 
-    def _set_timer(self, seconds: float, reason: str, moments: int) -> None:
-        due = asyncio.get_running_loop().time() + seconds
-        left = due, min(seconds, _GRACE), reason, moments
-        self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up, *left, context=self._context)
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due, self._time_is_up, context=self._context)
 
-    def _time_is_up(self, due: float, grace: float, reason: str, moments: int) -> None:
+    def _time_is_up(self) -> None:
         """Fail. But where the loop stood still, or an answer has begun, what is in the socket is read first."""
-        late = asyncio.get_running_loop().time() - due >= _LATE
-        if moments and (late or self._size):
-            self._set_timer(grace, reason, moments - 1)
+        self._timer = None
+        if self._waiter is None:
+            return
+        late = asyncio.get_running_loop().time() - self._due
+        if late < 0.0:  # a later request waits
+            self._set_timer(self._due)
+        elif self._moments and (late >= _LATE or self._size):
+            self._moments -= 1
+            self._due += late + min(self._timeout, _GRACE)
+            self._set_timer(self._due)
         else:
-            self._fail(reason)
+            self._fail(f"no whole answer within {self._timeout:g} s")
 
     def _fail(self, reason: str) -> None:
         waiter, self._waiter = self._waiter, None
@@ -160,6 +182,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell who waits."""
         self._fail(f"the connection was lost: {type(exc).__name__}" if exc else "the connection was closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._transport = None
         self._lost(self)
 

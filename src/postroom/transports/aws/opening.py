@@ -19,7 +19,7 @@ from postroom.options import check_seconds
 from postroom.transports.aws import conditions
 from postroom.transports.aws.addresses import region_of_url
 from postroom.transports.aws.connection import Connection
-from postroom.transports.aws.errors import translate
+from postroom.transports.aws.errors import OPENING, translate
 from postroom.transports.aws.settings import ClientSettings, check_read_timeout
 
 _NO_BOUND: Final = 10_000
@@ -46,11 +46,11 @@ async def open_connection(settings: ClientSettings, session: Any, region: str) -
             )
             credentials = await session.get_credentials()
         except json.JSONDecodeError as error:  # of a process that gives credentials
-            raise translate(error, operation="opening the SQS client") from error
+            raise translate(error, operation=OPENING) from error
         except ValueError as error:  # botocore's word for an endpoint that is not a URL
-            raise ConfigurationError(f"opening the SQS client: {error}") from error
+            raise ConfigurationError(f"{OPENING}: {error}") from error
         except Exception as error:
-            raise translate(error, operation="opening the SQS client") from error
+            raise translate(error, operation=OPENING) from error
         check_seconds("AioConfig", "connect_timeout", sqs.meta.config.connect_timeout)
         check_read_timeout(sqs.meta.config.read_timeout)
         against = _objections(settings, session, sqs, credentials)
@@ -87,7 +87,7 @@ def region_of(settings: ClientSettings, session: Any) -> str | None:
         configured = session.get_config_variable("region")  # reads the profile, which may not exist
         own = session.instance_variables().get("region")
     except Exception as error:
-        raise translate(error, operation="opening the SQS client") from error
+        raise translate(error, operation=OPENING) from error
     found = (
         getattr(settings.config, "region_name", None),
         settings.region,

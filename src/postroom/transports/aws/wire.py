@@ -111,22 +111,22 @@ def attribute_parameters(url: str) -> Parameters:
 def read_messages(answer: Parameters, queue: str) -> list[Message]:
     """Return the messages of a receive as botocore parsed it.
 
-    One that cannot be read takes no other with it: it is left out and logged. Where none can be read, its error is
-    raised: the endpoint does not answer like SQS.
+    One that cannot be read takes no other with it: it is left out and logged. Where there is none with an id, the error
+    is raised: the endpoint does not answer like SQS.
     """
     messages: list[Message] = []
-    odd: list[tuple[str, Exception]] = []
+    odd: list[tuple[str | None, Exception]] = []
     for wire in answer.get("Messages") or ():
         try:
             messages.append(_message(wire, queue))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             known = cast("Parameters", wire).get("MessageId") if isinstance(wire, dict) else None
-            odd.append(("no id" if known is None else quote(str(known)), error))
+            odd.append((None if known is None else quote(str(known)), error))
     if odd:
-        if not messages:
+        if not messages and all(known is None for known, _ in odd):
             raise odd[0][1]
         what, why = counted(len(odd), "message"), type(odd[0][1]).__name__
-        _log.warning(_ODD, what, queue, why, ", ".join(each for each, _ in odd), extra=about(queue=queue))
+        _log.warning(_ODD, what, queue, why, ", ".join(each or "no id" for each, _ in odd), extra=about(queue=queue))
     return messages
 
 
