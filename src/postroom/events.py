@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from postroom.checking import answered
-from postroom.log_fields import Log, Step
+from postroom.log_fields import Log, Step, about
 from postroom.message import Attributes, Message
 from postroom.program_end import heed
 from postroom.redaction import describe
@@ -288,7 +288,17 @@ class Observers(list[Observer]):
             except BaseException as error:
                 heed(error)
                 text = "Observer %s failed on %s; the others are told all the same"
-                self._repeats.failed(id(observer), _log, text, _name_of(observer), type(event).__name__, error=error)
+                told = (_name_of(observer), type(event).__name__)
+                self._repeats.failed(id(observer), _log, text, *told, error=error, extra=_about(event))
+
+
+def _about(event: Event) -> dict[str, object]:
+    """Return the fields of a record about an event: what it tells of a message, a tenant, and an attempt."""
+    message: Any = getattr(event, "message", None)
+    tenant, attempt = getattr(event, "tenant", getattr(event, "key", None)), getattr(event, "attempt", None)
+    if message is None:
+        return about(queue=getattr(event, "queue", None), tenant=tenant, attempt=attempt)
+    return about(queue=message.queue or None, tenant=tenant, message_id=message.id, attempt=attempt)
 
 
 def _name_of(observer: object) -> str:

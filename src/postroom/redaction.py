@@ -51,7 +51,29 @@ _WORD = (
     r"|signature|pgpass|(?:\b|_)(?:sig|pass)(?=[\"']?\s*=))"
 )
 _VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
-_URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)(?=@)", re.IGNORECASE)
+_BEFORE_AT: Final = re.compile(r"(?<!\S)\S*(?=@)")
+_IN_URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)")
+
+
+class _Url:
+    """Finds passwords in URLs, as a pattern does: one a word, up to the last @ of the word.
+
+    Word by word, since a list of a thousand addresses without any @ would be read to its end from each of them.
+    """
+
+    @staticmethod
+    def finditer(text: str) -> "Iterator[re.Match[str]]":
+        """Yield what is found."""
+        words = _BEFORE_AT.finditer(text)
+        return (found for word in words if (found := _IN_URL.search(word[0])) is not None)
+
+    @staticmethod
+    def sub(template: str, text: str) -> str:
+        """Replace what is found."""
+        return _BEFORE_AT.sub(lambda word: _IN_URL.sub(template, word[0], count=1), text)
+
+
+_URL: Final = _Url()
 _ASSIGNED: Final = re.compile(
     # Only from the beginning of a run of such characters: else one long word, such as Base64, takes seconds.
     # What follows the name of an error is what it says, if it goes on after a plain word, as in InvalidPasswordError:
@@ -142,7 +164,7 @@ _DATA: Final = tuple(
 )
 """What databases and validators quote of rows, keys, parameters and input: the tenant's data, and no cause."""
 # Every repetition is bounded, so that a large text cannot block the event loop.
-_PATTERNS: Final = (
+_PATTERNS: Final[tuple[re.Pattern[str] | _Url, ...]] = (
     _KEY_BLOCK, _TOKEN, _ELEMENT, _HEADER, _URL, _ORACLE, _ASSIGNED, _SPOKEN, _STATED, _OPTION, _LOGIN, _COMMAND,
     _SCHEME, _ACCESS_KEY, _HOOK, _REFUSED_HEADER, _PARAMETERS, *_DATA,
 )  # fmt: skip

@@ -7,7 +7,7 @@ fail: that is the breaker here.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Sized
 from enum import StrEnum
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
@@ -48,6 +48,11 @@ _AWAY_LONGEST: Final = 600.0
 longer than 600 s; give or take a half. The end of the obstacle calls it back."""
 
 
+_FORGOTTEN: Final = 3600.0
+"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since: longer than its
+messages are deferred, or back off by default."""
+
+
 class ObstacleKind(StrEnum):
     """What keeps a tenant from running."""
 
@@ -77,6 +82,8 @@ class Outage(msgspec.Struct, frozen=True):
     """The loop time at which it began."""
     cause: str
     """The last error, as it is shown in the log."""
+    met: float = 0.0
+    """The loop time at which it was met last."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -413,7 +420,7 @@ class Availability:
         known = self.known_outages.get(obstacle)
         if known is None:
             _bound(self.known_outages)
-        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause)
+        self.known_outages[obstacle] = Outage(now if known is None else known.since, cause, now)
 
     def _pause_after(self, obstacle: Obstacle, cause: str, now: float) -> float:
         """Return the pause, which grows, after a message that ran met an obstacle.
@@ -434,10 +441,22 @@ class Availability:
         ceiling = min(cap, base * 2.0 ** min(times, 60))
         return self._rng.uniform(ceiling / 2, ceiling)
 
-    def tidy(self, now: float) -> None:
-        """Forget tenants of which nothing has been tried for long after their pause."""
+    def tidy(self, now: float, has_messages: Callable[[Hashable], bool]) -> None:
+        """Forget tenants of which nothing has been tried for long after their pause, and those that nothing came of."""
         for obstacle in [each for each, met in self.met.items() if met.until < now - 2 * _MET_LONGEST]:
             del self.met[obstacle]
+        before, known = now - _FORGOTTEN, self.known_outages
+        past = [each.name for each in known if each.kind is ObstacleKind.TENANT and known[each].met < before]
+        past += [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
+        for tenant in past:
+            if not has_messages(tenant):
+                known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+                self.failing.pop(tenant, None)
+                self._open.pop(tenant, None)
+                for kind in (_UNAVAILABLE, _NO_BUDGET, _BROKEN):
+                    self._outages.forget(kind, tenant)
+                text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
+                _log.info(text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""

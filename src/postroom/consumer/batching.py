@@ -81,14 +81,22 @@ class BatchContext(Generic[C_co, R_co]):
         return f"<BatchContext of {len(self.items)} messages>"
 
 
-_current: Final[contextvars.ContextVar[BatchContext[Any, Any] | None]] = contextvars.ContextVar(
-    "postroom_batch", default=None
+_current: Final[contextvars.ContextVar[tuple[BatchContext[Any, Any], "asyncio.Task[Any] | None"] | None]] = (
+    contextvars.ContextVar("postroom_batch", default=None)
 )
+"""A batch, and the task of its handler."""
 
 
 def current_batch() -> BatchContext[Any, Any] | None:
     """Return the batch that the calling code handles; None outside of a batch handler."""
-    return _current.get()
+    current = _current.get()
+    return None if current is None else current[0]
+
+
+def is_handling_batch(tenant: Any) -> bool:
+    """Whether the current task is that of a batch handler, with messages of a tenant."""
+    current = _current.get()
+    return current is not None and current[0].tenant == tenant and current[1] is asyncio.current_task()
 
 
 BatchFunction = Callable[[list[Any], BatchContext[Any, Any]], Awaitable[None]]
@@ -171,7 +179,7 @@ class _Batch:
         if not (members := self.members):
             return
         batch = BatchContext([member.ctx for member in members])
-        _current.set(batch)
+        _current.set((batch, asyncio.current_task()))
         error: BaseException | None = None
         try:
             function: Callable[..., Awaitable[object]] = self._function

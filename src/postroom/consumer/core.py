@@ -48,6 +48,8 @@ MOST_HELD: Final = 1_000
 """The same for one such tenant."""
 MOST_LAST: Final = 30_000
 """Messages of such tenants which take no room from others: those at their last receive can only wait here."""
+AT_ONCE: Final = 500
+"""Messages that a sweep looks at in one turn of the event loop."""
 LANES: Final = 1_000
 """Messages of all such tenants together that may wait here although they could be deferred."""
 _BACKOFF: Final = (0.1, 600.0)
@@ -940,17 +942,20 @@ class Core:
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
-    def sweep(self, now: float) -> list[Job]:
+    def sweep(self, now: float, waiting: list[Job] | None = None) -> tuple[list[Job], list[Job]]:
         """Reject what waits here and would be deleted, or be lost at its last receive, before it can run.
 
         Returns messages of which that is true, and which wait with resources in hand: once they let go, they are
-        rejected when they are put back.
+        rejected when they are put back. And what is still to be looked at, by another call, as its ``waiting``: with
+        thousands of messages one look at all would block the event loop for a tenth of a second.
         """
         idle: list[Job] = []
-        # In passing, since it takes time in proportion to what is away.
-        self.away.tidy(now)
-        self.availability.tidy(now)
-        for job in self.scheduler.waiting_tickets():
+        if waiting is None:
+            # In passing, since it takes time in proportion to what is away.
+            self.away.tidy(now)
+            self.availability.tidy(now, self._has_messages)
+            waiting = self.scheduler.waiting_tickets()
+        for job in waiting[:AT_ONCE]:
             if job.state is not State.WAITING:
                 continue
             job.source.facts.keep_up(now)
@@ -960,12 +965,19 @@ class Core:
             elif self._expires(job) or self._slips(job, now, self._lacks(job)):
                 self.give_group_back(job)
                 self.finish(job, now)
-        for group, halt in list(self._halts.items()):
+        rest = waiting[AT_ONCE:]
+        for group, halt in () if rest else list(self._halts.items()):
             # At once: the next sweep finds it in its lane.
             if halt.until is not None and any(self._has_no_time(job, now) for job in halt.jobs):
                 halt.until = None
                 self._go_on_if_over(group, now)
-        return idle
+        return idle, rest
+
+    def _has_messages(self, tenant: Hashable) -> bool:
+        """Whether messages of a tenant are here, or away because it cannot run."""
+        figures = self.scheduler.figures(tenant)
+        here = figures.waiting or figures.running or figures.suspended
+        return bool(here) or self.away.keeps(Obstacle(ObstacleKind.TENANT, tenant))
 
     def _has_no_time(self, job: Job, now: float) -> bool:
         """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""

@@ -104,7 +104,7 @@ class Engine:
         self._time = tasks.time
         self._waking: asyncio.TimerHandle | None = None
         self._recalling: asyncio.Handle | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.Handle | None = None
         self._sweep_every = min(_SWEEP, visible * _SWEEP_PART)
         self._mending: set[StepHealth] = set()
         self._relieving: asyncio.TimerHandle | None = None
@@ -456,6 +456,11 @@ class Engine:
         """Whether a message goes to another queue, and to no handler."""
         return self.core.is_sent_away(job)
 
+    def is_handling(self, tenant: Hashable) -> bool:
+        """Whether the current task handles a message of a tenant."""
+        task = asyncio.current_task()
+        return any(job.task is task and job.tenant == tenant for job in self.jobs)
+
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures: one of its messages tries at once."""
         self.core.availability.retry_now(tenant, self._time())
@@ -538,13 +543,19 @@ class Engine:
         """Look now and then for messages that reach the end of their time here."""
         self._sweeping = self.tasks.call_later(self._sweep_every, self._sweep)
 
-    def _sweep(self) -> None:
-        self.take_back()
+    def _sweep(self, waiting: list[Job] | None = None) -> None:
+        """Look at what waits, or at the rest of it."""
+        if waiting is None:
+            self.take_back()
         before = self.core.scheduler.size
-        self.let_go(self.core.sweep(self._time()))
+        idle, rest = self.core.sweep(self._time(), waiting)
+        self.let_go(idle)
         self.dispatch()
         if self.core.scheduler.size < before:
             self.make_room()
+        if rest:
+            self._sweeping = self.tasks.call_soon(self._sweep, rest)
+            return
         if not self.core.closing:  # a stop receives nothing anyway
             self._standstill.look(len(self.rejecting))
         self._hanging.look(self.jobs, self._time())

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
+from postroom.consumer.batching import is_handling_batch
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.display import counted
@@ -105,6 +106,12 @@ class Handover:
                 "give it a redrive policy, or divert the tenant to a queue of your choice"
             )
             raise ConfigurationError(text)
+
+    def refuse_own_handler(self, key: Hashable) -> None:
+        """Refuse to let a handler of a tenant wait for the end of all of them. Raises ``ConfigurationError``."""
+        if self._consumer is not None and (self._consumer.is_handling(key) or is_handling_batch(key)):
+            text = f"a handler of {display_key(key)} would wait for its own end: let a task do this, and do not wait"
+            raise ConfigurationError(f"{text} for it in the handler; or pause() the tenant, which waits for nothing")
 
     # -- everywhere -------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Tells of handlers that do not end: nothing else would say so.
 
-Of those that keep messages of their tenant waiting, and of those that ignore that they were cancelled.
+Of those that keep messages of their tenant waiting, and of those that ignore that they were cancelled; of ``on_error``
+too.
 """
 
 from collections.abc import Hashable, Iterable
@@ -18,8 +19,8 @@ _LONG: Final = 300.0
 """Seconds after which handlers that do not end are told of."""
 _TIMES: Final = 4
 """Or so many times what a handler of the tenant takes on average, if that is more: long work is no standstill."""
-_CLEANUP: Final = 30.0
-"""Seconds that a handler may take to end once it was cancelled, before it is told of."""
+CLEANUP: Final = 30.0
+"""Seconds that a function of the user's may take to end once it was cancelled, before it is told of."""
 
 
 class Hanging:
@@ -29,8 +30,9 @@ class Hanging:
         self._core = core
         self._since: dict[Hashable, float] = {}
         """Tenants that were told of, and since when none of their handlers has ended."""
-        self._cancelled: dict[Job, tuple[float, bool]] = {}
-        """Handlers that were cancelled and run on: since when that is known, and whether it was told."""
+        self._cancelled: dict[Job, tuple[float, str]] = {}
+        """What was cancelled and runs on, by its message: since when that is known, and what was told of it, if it was.
+        """
 
     def look(self, jobs: Iterable[Job], now: float) -> None:
         """Compare the running handlers with what was told."""
@@ -39,8 +41,8 @@ class Hanging:
         for job in jobs:
             if job.started:
                 running.setdefault(job.tenant, []).append(job)
-                if _was_cancelled(job):
-                    cancelled.append(job)
+            if (job.started or job.reporting) and _was_cancelled(job):
+                cancelled.append(job)
         if not self._core.closing:  # a stop tells of each by itself
             self._look_at_cancelled(cancelled, now)
         standing = {tenant: all_of for tenant, all_of in running.items() if self._stands(tenant, all_of, now)}
@@ -58,19 +60,21 @@ class Hanging:
         for job in self._cancelled.keys() - set(jobs):
             since, told = self._cancelled.pop(job)
             if told:
-                text = "The handler of message %s of %s has ended, %.0f s after it was cancelled"
-                _log.warning(text, job.message.id, tenant_in_words(job.tenant), now - since, extra=about(job))
+                text = "%s of message %s of %s has ended, %.0f s after it was cancelled"
+                _log.warning(text, told, job.message.id, tenant_in_words(job.tenant), now - since, extra=about(job))
         for job in jobs:
-            since, told = self._cancelled.setdefault(job, (now, False))
-            if told or now - since < _CLEANUP:
+            since, told = self._cancelled.setdefault(job, (now, ""))
+            if told or now - since < CLEANUP:
                 continue
-            self._cancelled[job] = since, True
+            what = "on_error" if job.reporting else "The handler"
+            self._cancelled[job] = since, what
             why = "its time limit" if job.cancellation is None else job.cancellation.value
             text = (
-                "The handler of message %s of %s (attempt %d, receive %d) still runs, %.0f s after it was cancelled "
+                "%s of message %s of %s (attempt %d, receive %d) still runs, %.0f s after it was cancelled "
                 "(%s), and keeps its slot%s. Let it pass CancelledError on; a thread has to limit what it waits for"
             )
             arguments = (
+                what,
                 job.message.id,
                 tenant_in_words(job.tenant),
                 job.attempt,
@@ -79,7 +83,8 @@ class Hanging:
                 why,
                 where_it_waits(job),
             )
-            _log.warning(text, *arguments, extra=about(job))
+            step = Step.ON_ERROR if job.reporting else Step.HANDLER
+            _log.warning(text, *arguments, extra=about(job, step=step))
 
     def _stands(self, tenant: Hashable, jobs: list[Job], now: float) -> bool:
         scheduler = self._core.scheduler

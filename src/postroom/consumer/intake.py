@@ -10,17 +10,23 @@ from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
 from postroom.consumer.failing import raised_by_the_user
 from postroom.consumer.grouping import Grouping
+from postroom.consumer.hanging import CLEANUP
 from postroom.consumer.job import Job
 from postroom.consumer.source import Source
 from postroom.display import display_key
 from postroom.errors import ContextError, Drop, Reject, Retry, in_words
 from postroom.events import MessageReceived
+from postroom.log_fields import Log, Step, about
 from postroom.payloads import AttributeResolver
 from postroom.program_end import ends_the_program
 from postroom.redaction import describe
+from postroom.repeats import Repeats
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
+from postroom.stacks import waits_at
 from postroom.types import UNRESOLVED
+
+_log = Log("postroom.consumer", Step.CONTEXT)
 
 _SLOW: Final = 0.25
 """Seconds after which a message that still waits for its resolver takes no room of others."""
@@ -67,6 +73,9 @@ class Intake:
             self._own_key = cast("Any", resolver).context_type
         self._plain: type = type(None)
         self._batches: dict[_Batch, None] = {}
+        self._overdue: dict[Job, asyncio.TimerHandle] = {}
+        """Slow resolvers, and what rings if they ignore the end of their time."""
+        self._stubborn = Repeats()
         self._time = engine.tasks.time
         self.received: int = 0
 
@@ -210,10 +219,10 @@ class Intake:
     async def _resolve_in_order(self, batch: _Batch) -> None:
         while batch.waiting:
             job, awaitable = batch.waiting[-1]
-            timer = self._engine.tasks.call_later(_SLOW, self._is_slow, job)
+            # In a task of its own: it must not see context variables of the message before it.
+            resolving = self._engine.tasks.spawn(self._bounded(job, awaitable), "postroom-resolver")
+            timer = self._engine.tasks.call_later(_SLOW, self._is_slow, batch, job, resolving)
             try:
-                # In a task of its own: it must not see context variables of the message before it.
-                resolving = self._engine.tasks.spawn(self._bounded(job, awaitable), "postroom-resolver")
                 try:
                     await asyncio.wait([resolving])
                 except asyncio.CancelledError:
@@ -239,14 +248,30 @@ class Intake:
             if not entered or self._core.scheduler.blocked:
                 self._engine.make_room()
 
-    def _is_slow(self, job: Job) -> None:
+    def _is_slow(self, batch: _Batch, job: Job, resolving: "asyncio.Task[Any]") -> None:
+        # Withdrawn, it is counted no longer, while its resolver cleans up.
+        if not (batch.waiting and batch.waiting[-1][0] is job):
+            return
         job.slow = True
+        late = self._timeout + CLEANUP - _SLOW
+        self._overdue[job] = self._engine.tasks.call_later(late, self._is_stubborn, job, resolving)
         self._core.resolving -= 1
         self._core.unresolved += 1
         self._engine.make_room()
 
+    def _is_stubborn(self, job: Job, resolving: "asyncio.Task[Any]") -> None:
+        """Say that a resolver runs on although its time is over: nothing else would tell what its message waits for."""
+        where = f", at {place}" if (place := waits_at(resolving)) else ""
+        text = (
+            "The context resolver still runs for message %s (receive %d), %.0f s after it was cancelled by "
+            "Concurrency(resolver_timeout=%g), and its message waits for it%s. Let it pass CancelledError on"
+        )
+        arguments = (job.message.id, job.receives, CLEANUP, self._timeout, where)
+        self._stubborn.failed("resolver", _log, text, *arguments, extra=about(job))
+
     def _no_longer_resolves(self, job: Job) -> None:
         if job.slow:
+            self._overdue.pop(job).cancel()
             job.slow = False
             self._core.unresolved -= 1
         else:

@@ -73,7 +73,7 @@ class Job(Delivery, eq=False, kw_only=True):
     cancellation: Cancellation | None = None
     """Why it was cancelled, if the consumer did so."""
     limit: TimeLimit | None = None
-    """The time limit of the last call of its handler, where that has one."""
+    """The time limit of the last call of its handler, or of ``on_error``, where that has one."""
     counted: bool = False
     """Whether a failed attempt was counted: a receive is one attempt, however often it is said to have failed."""
     tries: int = 0

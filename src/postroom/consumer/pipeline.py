@@ -428,7 +428,7 @@ class Pipeline:
             return None
         limit = TimeLimit(self._patience)
         try:
-            job.reporting = True
+            job.reporting, job.limit = True, limit
             outcome: Any = self._on_error(Failure(error, job.message, job.context, job.payload))
             if inspect.isawaitable(outcome):
                 async with limit:
@@ -452,7 +452,7 @@ class Pipeline:
             if ends_the_program(raised):
                 self._engine.end(raised)
         finally:
-            job.reporting = False
+            job.reporting, job.limit = False, None
         return None
 
     # -- what becomes of it -------------------------------------------------------------------------------------

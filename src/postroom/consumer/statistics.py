@@ -103,9 +103,9 @@ class ConsumerStatistics:
     and are invisible now; some may have reappeared."""
     outages: int = 0
     """Tenants, and hosts of tenants, with resources that cannot be used now; and tenants that are diverted to a queue
-    that takes nothing."""
+    that takes nothing. A tenant of which nothing has come for an hour is not among them."""
     breakers: int = 0
-    """Tenants that are paused because all of their handlers fail."""
+    """Tenants that are paused because all of their handlers fail; those of which something came in the last hour."""
     scouting_stopped: str | None = None
     """Why quiet tenants' messages are not looked for when there is no room; None while they are."""
     group_mismatches: int = 0

@@ -70,6 +70,10 @@ class Controlled(Protocol):
         """Whether a message goes to another queue, and to no handler."""
         ...
 
+    def is_handling(self, tenant: Hashable) -> bool:
+        """Whether the current task handles a message of a tenant."""
+        ...
+
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures."""
         ...

@@ -165,8 +165,10 @@ class Tenants:
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
                 The text says what uses it, such as another consumer of the pool.
+            ConfigurationError: a handler of the tenant calls it, and would wait for its own end.
         """
         self._check(key)
+        self.handover.refuse_own_handler(key)
         await self.handover.everywhere("close", key, timeout)
 
     async def places(self, key: Hashable, *, timeout: float | None = None) -> list[str]:
@@ -191,8 +193,10 @@ class Tenants:
         Raises:
             TimeoutError: some still run after ``timeout`` seconds, or a replica has not confirmed; the tenant stays
                 paused.
-            ConfigurationError: it was resumed meanwhile, so that its handlers start again.
+            ConfigurationError: it was resumed meanwhile, so that its handlers start again; or a handler of the tenant
+                calls it, and would wait for its own end.
         """
+        self.handover.refuse_own_handler(key)
         self.pause(key, reason=reason)
         await self.handover.everywhere("drain", key, timeout)
         self.handover.require_still(key, "drained")
@@ -206,7 +210,7 @@ class Tenants:
 
         Raises:
             ConfigurationError: there is no dead-letter queue, so its messages would come again and again; or no reason;
-                or it was resumed meanwhile, and stays so.
+                or it was resumed meanwhile, and stays so; or a handler of the tenant calls it.
             TimeoutError: handlers still run after ``timeout`` seconds, or a replica has not confirmed. Its messages go
                 to the dead-letter queue all the same, unless it was resumed meanwhile.
         """
@@ -216,6 +220,7 @@ class Tenants:
         self._check(key)
         # Before anything is decided: without one, a quarantine would only send its messages around.
         self.handover.require_dead_letters(key)
+        self.handover.refuse_own_handler(key)
         text = f"tenant offboarded: {reason}"
         try:
             await self.drain(key, timeout=timeout, reason=text)

@@ -242,6 +242,10 @@ class Engine:
         self._core.died(entry, self.loop.time())
         self.act()
 
+    def ignores(self, entry: Entry, alarm: Alarm) -> None:
+        """Say that something takes longer than it may, and runs on although it was cancelled."""
+        self._report.ignores(entry.key, entry.weight, alarm.option, alarm.seconds, alarm.rang_at)
+
     def _owner_done(self, entry: Entry, _task: asyncio.Task[None]) -> None:
         # Not at the end of the task's own code: a task that is cancelled before its first step runs none of it.
         self.open_failed(entry, asyncio.CancelledError())
@@ -267,7 +271,7 @@ class Engine:
     async def _examine(self, entry: Entry) -> BaseException | None:
         check = self._provision.check
         assert check is not None  # noqa: S101 - the core asks for checks only where there is one
-        return await examine(check, entry.resource, Alarm(), self._timeouts.check)
+        return await examine(check, entry.resource, Alarm(partial(self.ignores, entry)), self._timeouts.check)
 
     def _check_done(self, entry: Entry, task: asyncio.Task[BaseException | None]) -> None:
         del self._checks[entry]

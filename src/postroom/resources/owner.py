@@ -10,6 +10,7 @@ import inspect
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import CodeType
 from typing import Any, Final, Protocol
 
@@ -28,24 +29,33 @@ HealthCheck = Callable[[Any], Any]
 
 
 class Alarm:
-    """Cancels the current task after a time, and again each time it does not obey."""
+    """Cancels the current task after a time, and again each time it does not obey.
 
-    def __init__(self) -> None:
+    Args:
+        ignored: called with what takes too long, and where it waits, when it has ignored the first cancellation.
+    """
+
+    def __init__(self, ignored: Callable[["Alarm"], None]) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an alarm rings a task: there is none")
         self._task = task
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
+        self._ignored = ignored
+        self.option: str = ""
+        """What takes so long, as ``PoolTimeouts`` calls it."""
+        self.seconds: float = 0.0
+        """How long it may take."""
         self.rang: int = 0
         self.rang_at: str = ""
         """Where the task waited when it rang first."""
 
-    def set(self, seconds: float, tell: Callable[[], None] | None = None) -> None:
+    def set(self, option: str, seconds: float, tell: Callable[[], None] | None = None) -> None:
         """Ring after ``seconds``; call ``tell`` first, the first time."""
         self.clear()
-        self.rang = 0
-        self._handle = self._loop.call_later(seconds, self._ring, seconds, tell)
+        self.option, self.seconds, self.rang = option, seconds, 0
+        self._handle = self._loop.call_later(seconds, self._ring, tell)
 
     def clear(self) -> None:
         """Do not ring."""
@@ -53,9 +63,11 @@ class Alarm:
             self._handle.cancel()
             self._handle = None
 
-    def _ring(self, seconds: float, tell: Callable[[], None] | None) -> None:
+    def _ring(self, tell: Callable[[], None] | None) -> None:
         if not self.rang:
             self.rang_at = waits_at(self._task)
+        elif self.rang == 1:
+            self._ignored(self)
         self.rang += 1
         if tell is not None:
             tell()
@@ -63,7 +75,7 @@ class Alarm:
         # clean up, and then go on as if nothing had been asked of them.
         self._task.cancel("postroom: timed out")
         again = self.rang < MOST_RINGS
-        self._handle = self._loop.call_later(seconds, self._ring, seconds, None) if again else None
+        self._handle = self._loop.call_later(self.seconds, self._ring, None) if again else None
 
 
 class Reports(Protocol):
@@ -85,17 +97,25 @@ class Reports(Protocol):
         """Other code cancelled the owner task."""
         ...
 
+    def ignores(self, entry: Entry, alarm: Alarm) -> None:
+        """What takes longer than it may has ignored its cancellation, and runs on."""
+        ...
+
 
 async def own(
     entry: Entry, opener: Opener, check: HealthCheck | None, reports: Reports, timeouts: PoolTimeouts
 ) -> None:
     """Enter the provider, keep it open until ``entry.stop`` is set, leave it. Raises nothing of the provider's."""
-    alarm = Alarm()
+    alarm = Alarm(partial(reports.ignores, entry))
     task = asyncio.current_task()
     manager: AbstractAsyncContextManager[Any] | None = None
     # The alarm itself reports the failure: a provider that swallows its cancellation must not keep
     # callers from their answer.
-    alarm.set(timeouts.open, lambda: reports.open_failed(entry, _late("open", "open", timeouts.open, alarm.rang_at)))
+    alarm.set(
+        "open",
+        timeouts.open,
+        lambda: reports.open_failed(entry, _late("open", "open", timeouts.open, alarm.rang_at)),
+    )
     try:
         manager = opener(entry.context)
         async with manager as resource:
@@ -105,7 +125,7 @@ async def own(
                 await _keep(entry, check, reports, alarm, timeouts)
             else:
                 await _absorb_cancellation()
-            alarm.set(timeouts.close)  # set inside the block: leaving it is the provider's cleanup
+            alarm.set("close", timeouts.close)  # set inside the block: leaving it is the provider's cleanup
     except BaseException as error:  # the provider is user code, and a cancellation may be the alarm's
         _name_generator(error)
         if not entry.opened:
@@ -141,7 +161,7 @@ async def _keep(
 
 async def examine(check: HealthCheck, resource: Any, alarm: Alarm, seconds: float) -> BaseException | None:
     """Run a health check. Returns what is wrong, or None."""
-    alarm.set(seconds)
+    alarm.set("check", seconds)
     task = asyncio.current_task()
     try:
         verdict = check(resource)

@@ -140,6 +140,20 @@ class Reporter:
             level = self._happened(_UNCLOSED, key, error, why)
             log.log(level, text, display_key(key), reason, why, extra=about(tenant=key))
 
+    def ignores(self, key: Hashable, weight: int, option: str, seconds: float, place: str) -> None:
+        """Say that an open, a close or a health check runs on although it was cancelled."""
+        log.warning(
+            "The %s of the resources of key %s ignores its cancellation after PoolTimeouts(%s=%g)%s. Until it ends, "
+            "they take %d of the budget. Let it pass CancelledError on",
+            option,
+            display_key(key),
+            option,
+            seconds,
+            f": it waits at {place}" if place else "",
+            weight,
+            extra=about(tenant=key),
+        )
+
     def holds_more(self, key: Hashable, connections: int, budget: int) -> None:
         """Say that a resource holds several connections and counts as one."""
         log.warning(

@@ -16,6 +16,8 @@ from postroom.settlement.trouble import Trouble, describe
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, VisibilityChange, checked_failures
 
+STOOD_STILL: Final = "the event loop, the process or the machine stood still"
+"""The cause of a loss where nothing has happened in time."""
 _EVERY: Final = 1.0
 """Seconds between two looks at the clock, so that a suspended machine is noticed."""
 _AT_ONCE: Final = 20
@@ -289,20 +291,27 @@ class Heartbeat:
         delivery.covered = False
         self._looks.put([delivery], delivery.deadline)
 
-    def _expire(self, delivery: Delivery) -> None:
+    def cause_of(self, delivery: Delivery) -> str:  # noqa: PLR0911 - a list of causes
+        """Return why a delivery's time is over."""
+        policy = delivery.visibility or self._visibility
         if delivery.beating:
-            cause = "its last extension was not answered in time"
-        elif delivery.trouble is not None:
-            cause = delivery.trouble
-        elif delivery in self._asked and (error := self._extensions.last_error) is not None:
-            cause = f"its extension waited behind others that failed ({describe(error)})"
-        elif not (delivery.visibility or self._visibility).heartbeat:
-            cause = "it is not extended: Visibility(heartbeat=False)"
-        elif delivery.covered:
-            cause = "Visibility(max_extension=...) is over"
-        else:
-            cause = "what was decided did not reach SQS in time"
-        self._give_up(delivery, cause)
+            return "its last extension was not answered in time"
+        if delivery.trouble is not None:
+            return delivery.trouble
+        if delivery in self._asked:
+            error = self._extensions.last_error
+            why = "were not answered in time" if error is None else f"failed ({describe(error)})"
+            return f"its extension waited behind others that {why}"
+        if not policy.heartbeat:
+            return "it is not extended: Visibility(heartbeat=False)"
+        if not delivery.covered:
+            return "what was decided did not reach SQS in time"
+        if delivery.received_at + policy.max_extension - delivery.deadline < 1.0:  # SQS takes whole seconds
+            return "Visibility(max_extension=...) is over"
+        return STOOD_STILL  # its extension was due, and nothing has asked for it
+
+    def _expire(self, delivery: Delivery) -> None:
+        self._give_up(delivery, self.cause_of(delivery))
 
     def _give_up(self, delivery: Delivery, cause: str) -> None:
         self.release(delivery)

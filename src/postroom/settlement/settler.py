@@ -26,7 +26,7 @@ from postroom.settlement.backoff import whole_seconds
 from postroom.settlement.batcher import CHANGEABLE, PATIENCE, Batcher, Fate, Work
 from postroom.settlement.dead_letters import DeadLetters
 from postroom.settlement.delivery import Decision, Delivery, Ending
-from postroom.settlement.heartbeat import Heartbeat
+from postroom.settlement.heartbeat import STOOD_STILL, Heartbeat
 from postroom.settlement.sending import Changes, Deletes
 from postroom.settlement.sleep import Moment, machine_slept
 from postroom.settlement.trouble import Refusals, Trouble
@@ -530,7 +530,7 @@ class Settler(Generic[D]):
         """Note that a deadline has passed before the heartbeat told of it."""
         decision = delivery.decision
         if not delivery.lost and (decision is None or not decision.on_its_way):
-            self._lose(delivery, delivery.overdue or delivery.trouble or "its time is over")
+            self._lose(delivery, delivery.overdue or self.heartbeat.cause_of(delivery))
 
     def _lose(self, delivery: Delivery, cause: str) -> None:
         if delivery.lost:
@@ -539,7 +539,7 @@ class Settler(Generic[D]):
         now, decision = self._time(), delivery.decision
         late = now - delivery.deadline if delivery.overdue is None else 0.0  # what was seen in time is not late
         if late >= _LATE:
-            cause = "the event loop, the process or the machine stood still"
+            cause = STOOD_STILL
         shown = f"{cause}: it was noticed {late:.1f} s too late" if late >= _LATE else cause
         last = self.dead_letters.follows(delivery.receives)
         if delivery.settlement in {Settlement.ACKED, Settlement.REJECTED}:

@@ -568,8 +568,8 @@ MUTANTS = (
     Mutant("does not cancel what it lost", _does_nothing(Engine, "lost"), 24, "owner"),
     Mutant("watches no deadline", _does_nothing(Heartbeat, "_expire"), 24, "owner"),
     # -- no loss
-    Mutant("sweeps nothing", says(Core, "sweep", ()), 5623, "no loss"),
-    Mutant("lets resources in hand expire", swap(Core, "sweep", _and_then_says(())), 92000664, "no loss"),
+    Mutant("sweeps nothing", says(Core, "sweep", ((), ())), 5623, "no loss"),
+    Mutant("lets resources in hand expire", swap(Core, "sweep", _and_then_says(((), ()))), 92000664, "no loss"),
     Mutant("lets what is too old expire", says(Core, "_expire", answer=False), 21, "no loss"),
     Mutant("waits for a slot until the end", says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),

@@ -327,7 +327,7 @@ def gives_a_group_back_untold(patch: Patch) -> None:
 @mutant(38)
 def forgets_retention(patch: Patch) -> None:
     """Nothing looks at what SQS is about to delete."""
-    patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now) or [])
+    patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now) or ((), ()))
 
 
 @mutant(7)

@@ -446,12 +446,14 @@ class Watch(World):
         for counts in (attempts._failed, attempts._spent, attempts._poison):
             left = (counts.keys() & gone) - strangers
             self.require(not left, "memory", f"messages that have ended are remembered: {sorted(left)[:3]}")
-        self.core.sweep(self.now + 100_000.0)
-        self.require(not len(self.core.away), "memory", f"{len(self.core.away)} are away, and nothing is left")
-        self.require(not self.core.away._behind, "memory", "obstacles of what was away are left")
         for tenant, works in self.last.items():
             outage = availability.outage(tenant) if works else None
             self.require(outage is None, "memory", f"tenant {tenant} works, and is said to be unavailable: {outage}")
+        self.core.sweep(self.now + 100_000.0)  # last: it forgets tenants of which nothing has come for long
+        self.require(not len(self.core.away), "memory", f"{len(self.core.away)} are away, and nothing is left")
+        self.require(not self.core.away._behind, "memory", "obstacles of what was away are left")
+        known = availability.troubled_tenants()
+        self.require(not known, "memory", f"nothing is left of tenants that are said to be unavailable: {known}")
 
 
 __all__ = ["Watch"]

@@ -540,7 +540,7 @@ class World:
 
     def _sweep(self, generation: int) -> None:
         if generation == self.generation and not self.stopping:
-            self.let_go(self.core.sweep(self.now))
+            self.let_go(self.core.sweep(self.now)[0])
             self.dispatch()
             self.later(_SWEEP, self._sweep, generation)
         self.queue.expire(self.now)

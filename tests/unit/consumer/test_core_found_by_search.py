@@ -6,6 +6,7 @@ import pytest
 
 from postroom.consumer import availability as availability_module
 from postroom.consumer.actions import GiveBack, Reject, ReturnGroup
+from postroom.consumer.core import AT_ONCE
 from postroom.consumer.job import Job
 from postroom.message import Message
 from postroom.options import Faults
@@ -453,14 +454,14 @@ def test_what_cannot_be_rejected_keeps_its_resources() -> None:
     scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True, most=None)
     late = with_resources_in_hand(scene, until=365.0)
     assert late.state is State.WAITING
-    assert scene.core.sweep(365.0) == []
+    assert scene.core.sweep(365.0) == ([], [])
 
 
 def test_a_message_that_waits_for_a_slot_with_resources_in_hand_is_rejected_before_it_is_deleted() -> None:
     """Seed 92000664: it lets go of them first, and ends when it would be put back in its lane."""
     scene = Scene(total=1, per_tenant=1, retention=400.0, with_pool=True)
     late = with_resources_in_hand(scene, until=365.0)
-    assert scene.core.sweep(365.0) == [late]
+    assert scene.core.sweep(365.0) == ([late], [])
     assert scene.core.actions == []
     scene.core.put_back(late, 365.0)
     (rejected,) = scene.core.actions
@@ -479,3 +480,20 @@ def test_what_is_behind_a_rejected_message_goes_back_where_that_one_is_lost() ->
     head.settlement, head.lost = Settlement.REJECTED, True
     scene.core.lost(head, 1.0)
     assert scene.core.actions == [GiveBack(behind, Settlement.RETURNED), ReturnGroup("g", "head", behind=True)]
+
+
+def test_a_sweep_looks_at_a_part_of_what_waits_at_a_time() -> None:
+    """With ten thousand messages of tenants that cannot run it would block the event loop for a tenth of a second."""
+    scene = Scene(retention=400.0)
+    count = 2 * AT_ONCE + 1
+    jobs = [scene.job(str(number)) for number in range(count)]
+    scene.arrive(*jobs)
+    scene.known.now = 365.0
+    left: list[int] = []
+    rest: list[Job] | None = None
+    while rest is None or rest:
+        _idle, rest = scene.core.sweep(365.0, rest)
+        left.append(len(rest))
+    assert left == [AT_ONCE + 1, 1, 0]
+    assert sum(isinstance(action, Reject) for action in scene.core.actions) == count
+    assert scene.scheduler.waiting_tickets() == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from postroom import Concurrency, Consumer, MessageContext, Shutdown, Visibility
+from postroom import Concurrency, Consumer, Failure, Message, MessageContext, Shutdown, Visibility
 from support.world import Order, Tenant, World, in_world
 
 
@@ -197,3 +197,52 @@ def test_a_handler_that_obeys_its_cancellation_slowly_is_no_news(caplog: pytest.
 
     [failed] = told_of_one(caplog, roll_back, seconds=25.5, concurrency=Concurrency(handler_timeout=5))
     assert "HandlerTimeout" in failed.getMessage()
+
+
+def test_an_error_handler_that_ignores_its_time_limit_is_told_of_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps the slot of its message as a handler does."""
+
+    async def fail() -> None:
+        raise ValueError("no such article")
+
+    async def on_error(_failure: Failure) -> None:
+        await swallow(100)
+
+    limit = Concurrency(resolver_timeout=5)
+    records = told_of_one(caplog, fail, seconds=115, concurrency=limit, on_error=on_error)
+    told, over = (each for each in records if each.getMessage().startswith("on_error of message "))
+    assert "still runs, 30 s after it was cancelled (its time limit), and keeps its slot, at " in told.getMessage()
+    assert over.getMessage().endswith(" has ended, 100 s after it was cancelled")
+    assert vars(told)["step"] == "on_error"
+
+
+def test_a_resolver_that_ignores_its_time_limit_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its message waits for it without a slot: no other line would come, for as long as it runs."""
+
+    async def resolve(message: Message) -> Tenant:
+        await swallow(100)
+        return Tenant(message.attributes["tenantId"], "eu-west-1")
+
+    async def scenario(world: World) -> None:
+        world.create()
+        limit = Concurrency(resolver_timeout=5)
+        orders: Consumer[Tenant] = Consumer("orders", context=resolve, client=world.client, concurrency=limit)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None: ...
+
+        world.send_orders("1", "2", tenant="acme")
+        async with orders:
+            await asyncio.sleep(34.9)
+            assert not caplog.messages[1:]
+            await asyncio.sleep(100)
+
+    with caplog.at_level(logging.WARNING, "postroom.consumer"):
+        in_world(scenario)
+    [told] = [each for each in caplog.records if "context resolver" in each.getMessage()]
+    assert (
+        ", 30 s after it was cancelled by Concurrency(resolver_timeout=5), and its message waits" in told.getMessage()
+    )
+    assert f", called at {__file__}:{swallow.__code__.co_firstlineno + 5} in swallow. Let " in told.getMessage()
+    assert vars(told)["message_id"] is not None
+    assert vars(told)["step"] == "context"

@@ -29,6 +29,7 @@ from postroom import (
     UnknownTenant,
     Visibility,
 )
+from postroom.events import Event, HandlerStarted
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world, with_world
 
@@ -598,3 +599,49 @@ def test_dead_letters_of_one_cause_are_told_of_in_info_though_its_figures_differ
         assert in_world(scenario) == 50
     told = [record.levelname for record in caplog.records if "was sent to the dead-letter queue" in record.message]
     assert (told.count("WARNING"), told.count("INFO")) == (10, 40)
+
+
+def test_the_line_of_an_observer_that_fails_says_on_whose_message(caplog: pytest.LogCaptureFixture) -> None:
+    """It may fail for the messages of one tenant alone."""
+
+    def observe(event: Event) -> None:
+        if isinstance(event, HandlerStarted):
+            raise KeyError(event.tenant)
+
+    records = lines_of(caplog, observers=[observe])
+    (line,) = [vars(record) for record in records if " failed on HandlerStarted;" in record.getMessage()]
+    assert (line["queue"], line["tenant"], line["attempt"], line["step"]) == ("orders", "acme:eu-west-1", 1, "observer")
+    assert line["message_id"] is not None
+
+
+@pytest.mark.parametrize("beyond", [0.02, 0.9, 1.5])
+@pytest.mark.parametrize("timeout", [2, 30])
+@pytest.mark.parametrize("acknowledges", [False, True])
+def test_a_message_that_a_blocked_loop_has_lost_is_told_of_as_that(
+    acknowledges: bool, timeout: float, beyond: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However short the block was beyond the visibility timeout: no other cause may be named."""
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders = Consumer("orders", context=Tenant, client=world.client, visibility=Visibility(timeout=timeout))
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+            await asyncio.sleep(timeout / 2 - 0.01)  # just before its extension is due
+            loop: Any = asyncio.get_running_loop()
+            loop.block(timeout / 2 + 0.01 + beyond)
+            if acknowledges:
+                await ctx.ack()
+            await asyncio.sleep(3600)
+
+        world.send_orders("1", tenant="acme")
+        async with orders:
+            await asyncio.sleep(timeout / 2)
+            await asyncio.sleep(0.1)
+            orders.stop(now=True)
+
+    with caplog.at_level(logging.WARNING, "postroom"):
+        in_world(scenario)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Lost message")]
+    assert f" after {timeout + beyond:.1f} s: the event loop, the process or the machine stood still" in line

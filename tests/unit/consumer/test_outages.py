@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 from random import Random
 from typing import Any
 from unittest import mock
@@ -585,3 +586,37 @@ def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixtu
     assert said.levelname == "WARNING"
     assert "are of tenant big-0:eu-west-1: resume it, or divert it to a queue of its own" in said.message
     assert said.tenant == "big-0:eu-west-1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("what", ["resources", "handlers"])
+def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailable_no_longer(what: str) -> None:
+    """Its messages have expired, and it may have left for good: no success would ever end the alarm."""
+
+    @contextlib.asynccontextmanager
+    async def database(_tenant: Tenant) -> AsyncGenerator[None]:
+        if what == "resources":
+            raise ConnectionRefusedError
+        yield
+
+    async def scenario(world: World) -> None:
+        world.create(MessageRetentionPeriod="60")
+        retry = RetryPolicy(base=1, cap=1)
+        orders = Consumer("orders", context=Tenant, resources=database, client=world.client, retry=retry)
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+            raise ValueError
+
+        world.send_orders(*map(str, range(10)), tenant="acme")
+        acme = Tenant("acme")
+        async with orders:
+            await asyncio.sleep(1800)
+            seen = orders.statistics()
+            assert (seen.held, seen.outages + seen.breakers) == (0, 1)
+            assert orders.tenants[acme].state is TenantState.UNAVAILABLE
+            await asyncio.sleep(1980)
+            seen = orders.statistics()
+            assert (seen.outages, seen.breakers) == (0, 0)
+            assert orders.tenants[acme].state is TenantState.ACTIVE
+
+    in_world(scenario)

@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from postroom import (
+    BatchContext,
     Concurrency,
     ConfigurationError,
     Consumer,
@@ -608,3 +609,49 @@ async def test_what_cannot_name_a_tenant_is_refused(ask: str) -> None:
 
     with pytest.raises(ConfigurationError, match="a tenant is named by its context"):
         await call()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("what", ["drain", "close", "offboard"])
+def test_a_handler_cannot_wait_for_the_end_of_its_own_tenant(what: str, batched: bool) -> None:
+    """It would keep its slot without end, and tell nothing. A task that it does not wait for may do it."""
+    refused: list[str] = []
+
+    async def scenario(world: World) -> None:
+        world.create("orders", dead_letters="orders-dlq")
+        orders: Consumer[Tenant] = Consumer("orders", context=Tenant, client=world.client)
+        begun: list[asyncio.Task[None]] = []
+        options: dict[str, Any] = {"reason": "the account was closed"} if what == "offboard" else {}
+
+        async def end(tenant: Tenant) -> None:
+            try:
+                await getattr(orders.tenants, what)(tenant, **options)
+            except ConfigurationError as error:
+                refused.append(str(error))
+            assert orders.tenants[tenant].state is TenantState.ACTIVE
+            begun.append(asyncio.create_task(getattr(orders.tenants, what)(tenant, **options)))
+
+        if batched:
+
+            @orders.batch_handler(size=2, wait=0)
+            async def store(_orders: list[Order], batch: BatchContext[Tenant, Any]) -> None:
+                await end(batch.context)
+
+        else:
+
+            @orders.handler
+            async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+                await end(ctx.context)
+
+        world.send_orders("1", tenant="a")
+        async with orders:
+            await asyncio.sleep(1.0)
+            await asyncio.gather(*begun)
+            wanted = {"drain": TenantState.PAUSED, "close": TenantState.ACTIVE, "offboard": TenantState.QUARANTINED}
+            assert orders.tenants[A].state is wanted[what]
+            assert orders.statistics().succeeded == 1
+
+    in_world(scenario)
+    (text,) = refused
+    assert text.startswith("a handler of a:")
+    assert "would wait for its own end" in text

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Self
 from unittest.mock import Mock
@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from postroom.datasources import Provider
-from postroom.errors import ConfigurationError, ResourceOpenError
+from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
 from postroom.events import Event, ResourceClosed
 from postroom.redaction import describe
-from postroom.resources import PoolLimits, PoolTimeouts, ResourcePool
+from postroom.resources import OpenBackoff, PoolLimits, PoolTimeouts, ResourcePool
 from postroom.resources.providers import known_of
 from postroom.testing.loop import run_virtual, settle
 from support.virtual import in_virtual_time
@@ -408,6 +408,46 @@ async def test_a_provider_that_swallows_its_cancellation_is_cancelled_again() ->
         assert (seen.weight, seen.opened, seen.closed) == (0, 1, 1)
         assert seen.evictions == {"called off": 1}
     assert cancelled == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("step", ["open", "close", "check"])
+def test_a_step_that_ignores_its_cancellation_is_told_of_once(step: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its budget stays taken: the line of who lacks it then would name a key with no lease, and no cause."""
+
+    async def stubborn() -> None:
+        for _ in range(4):
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    @asynccontextmanager
+    async def provide(tenant: Tenant) -> AsyncIterator[str]:
+        if step == "open":
+            await stubborn()
+        yield tenant.name
+        if step == "close":
+            await stubborn()
+
+    async def check(resource: str) -> None:
+        if step == "check":
+            await stubborn()
+
+    async def main() -> None:
+        timeouts = PoolTimeouts(lease=1.0, open=1.0, close=1.0, check=1.0)
+        limits = PoolLimits(budget=1, idle=1.0, sweep=0.5, check_after=0.1)
+        once = OpenBackoff(base=60, cap=60)
+        async with ResourcePool(provide, check=check, limits=limits, timeouts=timeouts, backoff=once) as pool:
+            for _ in range(2):
+                with suppress(ResourceError):
+                    (await pool.acquire(A)).release()
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(10.0)
+
+    run_virtual(main())
+    (line,) = [record for record in caplog.records if "ignores its cancellation" in record.message]
+    beginning = f"The {step} of the resources of key a:us-east-1 ignores its cancellation after PoolTimeouts({step}=1)"
+    assert line.message.startswith(beginning)
+    assert "take 1 of the budget" in line.message
+    assert vars(line)["tenant"] == "a:us-east-1"
 
 
 def test_a_close_that_fails_or_hangs_is_counted_and_stops_nothing() -> None:

@@ -387,6 +387,17 @@ def test_a_long_text_of_what_secrets_begin_with_is_described_in_little_time(text
     assert time.process_time() - began < 2.0
 
 
+@pytest.mark.parametrize("text", ["redis://h:6379," * 6_000, "://u:p" * 20_000, "u:p@h" + "a://u:p" * 20_000])
+def test_long_lists_of_addresses_without_a_space_are_described_in_little_time(text: str) -> None:
+    """None of the addresses in a body that an error quotes has the rest of it read once more."""
+    error = ValueError(text)
+    for _ in range(4):
+        error.add_note(text)
+    began = time.process_time()
+    describe(error)
+    assert time.process_time() - began < 2.0
+
+
 @pytest.mark.parametrize("text", ["x" * 100_000, "a." * 20_000, "a=" * 20_000, "'" * 20_000, "-" * 50_000, *_WORDS])
 def test_a_long_text_is_described_in_little_time(text: str) -> None:
     """One word of Base64 in an error must not block the event loop, and with it all heartbeats."""
