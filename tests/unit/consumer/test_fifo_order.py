@@ -9,7 +9,7 @@ import pytest
 from postroom import AckMode, Consumer, Drop, MessageContext, Polling, Reject, Retry, RetryPolicy, Visibility
 from postroom.message import Message
 from postroom.transports.memory import MemoryQueue
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 Ctx = MessageContext[Tenant]
 Calls = list[tuple[str, int]]
@@ -117,7 +117,8 @@ def test_a_message_that_comes_again_is_not_given_back_behind_itself_while_it_is_
     assert calls_of(end, receives=2, context=resolve) == [("1", 1), ("1", 2), ("2", 2)]
 
 
-def test_a_resolver_that_cleans_up_slowly_behind_a_message_that_failed_is_counted_once() -> None:
+@with_world
+async def test_a_resolver_that_cleans_up_slowly_behind_a_message_that_failed_is_counted_once(world: World) -> None:
     """Its message went back: counted as slow after that, it would make room for one message more, for all time."""
 
     async def resolve(message: Message) -> Tenant:
@@ -128,27 +129,24 @@ def test_a_resolver_that_cleans_up_slowly_behind_a_message_that_failed_is_counte
                 await asyncio.sleep(3)
         return Tenant("a")
 
-    async def scenario(world: World) -> tuple[int, int]:
-        world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
-        orders: Consumer[Tenant] = Consumer("orders.fifo", client=world.client, context=resolve)
-        calls: list[str] = []
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    orders: Consumer[Tenant] = Consumer("orders.fifo", client=world.client, context=resolve)
+    calls: list[str] = []
 
-        @orders.handler
-        async def handle(order: Order, _ctx: Ctx) -> None:
-            calls.append(order.order_id)
-            if len(calls) == 1:
-                await asyncio.sleep(0.1)
-                raise Retry("not yet", delay=1)
+    @orders.handler
+    async def handle(order: Order, _ctx: Ctx) -> None:
+        calls.append(order.order_id)
+        if len(calls) == 1:
+            await asyncio.sleep(0.1)
+            raise Retry("not yet", delay=1)
 
-        for number in "12":
-            world.send({"order_id": number}, queue="orders.fifo", group="g")
-        async with orders:
-            await asyncio.sleep(60)
-            run: Any = orders._run
-            assert calls == ["1", "1", "2"]
-            return run.core.resolving, run.core.unresolved
-
-    assert in_world(scenario) == (0, 0)
+    for number in "12":
+        world.send({"order_id": number}, queue="orders.fifo", group="g")
+    async with orders:
+        await asyncio.sleep(60)
+        run: Any = orders._run
+        assert calls == ["1", "1", "2"]
+    assert (run.core.resolving, run.core.unresolved) == (0, 0)
 
 
 @pytest.mark.parametrize("taken", [True, False])

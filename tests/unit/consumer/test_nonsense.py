@@ -18,7 +18,7 @@ from postroom import (
     RetryPolicy,
 )
 from postroom.fleet import MemoryState
-from support.world import Databases, Order, Tenant, World, in_world
+from support.world import Databases, Order, Tenant, World, in_world, with_world
 
 TIMEOUT = "Concurrency(handler_timeout=...)"
 NONSENSE: list[Any] = ["many", -1, 0, 0.5, float("nan"), float("inf"), True, [], object, b"3", 10**30]
@@ -89,7 +89,8 @@ def test_nonsense_is_the_default(place: str, value: Any, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("place", ["host", "weight", "per_host"])
 @pytest.mark.parametrize("value", [KeyError("DATABASE_HOST"), "4", []], ids=repr)
-def test_a_function_of_the_pool_that_fails_is_an_outage(place: str, value: Any) -> None:
+@with_world
+async def test_a_function_of_the_pool_that_fails_is_an_outage(world: World, place: str, value: Any) -> None:
     """A deployment with a mistake in it makes no dead letters: its messages wait, and are handled once it is mended."""
     broken = True
 
@@ -105,31 +106,26 @@ def test_a_function_of_the_pool_that_fails_is_an_outage(place: str, value: Any) 
 
     if place == "host" and value == "4":
         pytest.skip("a text names a host")
+    world.create(dead_letters="dead", receives=3)
+    weight: Any = choose if place == "weight" else 2
+    limits = PoolLimits(per_host=choose if place == "per_host" else 4)
+    pool = ResourcePool(Databases(), host=host, weight=weight, limits=limits)
+    orders = Consumer("orders", context=Tenant, client=world.client, resources=pool)
+    done = 0
 
-    async def scenario(world: World) -> tuple[int, int, int]:
-        nonlocal broken
-        world.create(dead_letters="dead", receives=3)
-        weight: Any = choose if place == "weight" else 2
-        limits = PoolLimits(per_host=choose if place == "per_host" else 4)
-        pool = ResourcePool(Databases(), host=host, weight=weight, limits=limits)
-        orders = Consumer("orders", context=Tenant, client=world.client, resources=pool)
-        done = 0
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+        nonlocal done
+        assert ctx.attempt == 1
+        done += 1
 
-        @orders.handler
-        async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
-            nonlocal done
-            assert ctx.attempt == 1
-            done += 1
-
-        world.send_orders(*map(str, range(20)))
-        async with orders:
-            await asyncio.sleep(100)
-            dead = sum(world.counts("dead"))
-            broken = False
-            await asyncio.sleep(100)
-        return done, dead, sum(world.counts())
-
-    assert in_world(scenario) == (20, 0, 0)
+    world.send_orders(*map(str, range(20)))
+    async with orders:
+        await asyncio.sleep(100)
+        dead = sum(world.counts("dead"))
+        broken = False
+        await asyncio.sleep(100)
+    assert (done, dead, sum(world.counts())) == (20, 0, 0)
 
 
 def test_async_functions_are_refused_where_nothing_awaits_them() -> None:

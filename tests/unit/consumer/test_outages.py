@@ -589,7 +589,10 @@ def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("what", ["resources", "handlers"])
-def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailable_no_longer(what: str) -> None:
+@with_world
+async def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailable_no_longer(
+    world: World, what: str
+) -> None:
     """Its messages have expired, and it may have left for good: no success would ever end the alarm."""
 
     @contextlib.asynccontextmanager
@@ -598,25 +601,22 @@ def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailable_no_
             raise ConnectionRefusedError
         yield
 
-    async def scenario(world: World) -> None:
-        world.create(MessageRetentionPeriod="60")
-        retry = RetryPolicy(base=1, cap=1)
-        orders = Consumer("orders", context=Tenant, resources=database, client=world.client, retry=retry)
+    world.create(MessageRetentionPeriod="60")
+    retry = RetryPolicy(base=1, cap=1)
+    orders = Consumer("orders", context=Tenant, resources=database, client=world.client, retry=retry)
 
-        @orders.handler
-        async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
-            raise ValueError
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+        raise ValueError
 
-        world.send_orders(*map(str, range(10)), tenant="acme")
-        acme = Tenant("acme")
-        async with orders:
-            await asyncio.sleep(1800)
-            seen = orders.statistics()
-            assert (seen.held, seen.outages + seen.breakers) == (0, 1)
-            assert orders.tenants[acme].state is TenantState.UNAVAILABLE
-            await asyncio.sleep(1980)
-            seen = orders.statistics()
-            assert (seen.outages, seen.breakers) == (0, 0)
-            assert orders.tenants[acme].state is TenantState.ACTIVE
-
-    in_world(scenario)
+    world.send_orders(*map(str, range(10)), tenant="acme")
+    acme = Tenant("acme")
+    async with orders:
+        await asyncio.sleep(1800)
+        seen = orders.statistics()
+        assert (seen.held, seen.outages + seen.breakers) == (0, 1)
+        assert orders.tenants[acme].state is TenantState.UNAVAILABLE
+        await asyncio.sleep(1980)
+        seen = orders.statistics()
+        assert (seen.outages, seen.breakers) == (0, 0)
+        assert orders.tenants[acme].state is TenantState.ACTIVE
