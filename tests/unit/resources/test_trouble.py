@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -338,7 +339,7 @@ async def test_hanging_tenants_leave_openings_for_the_others() -> None:
 
 @in_virtual_time
 async def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """I9: that a tenant failed is not forgotten while it waits for minutes for its next try; each is told of once."""
+    """I9: a failure is not forgotten while its tenant waits minutes for its next try; each is told of or counted."""
     hanging = [Tenant(f"hanging {number}") for number in range(300)]
     databases = Databases(stuck=set(hanging))
     async with ResourcePool(databases.provide) as pool:
@@ -361,7 +362,11 @@ async def test_hundreds_of_hanging_tenants_leave_openings_for_the_others(caplog:
             task.cancel()
         await asyncio.gather(*trying, return_exceptions=True)
     assert all(databases.attempts[tenant] > 1 for tenant in hanging)
-    assert sum("not available" in record.message for record in caplog.records) == len(hanging)
+    singly = sum("not available for key" in record.message for record in caplog.records if record.levelname == "ERROR")
+    shared = [re.match(r"Resources not available, too: (\d+) keys", record.message) for record in caplog.records]
+    # One that lasts for long while many do is counted again.
+    assert len(hanging) <= singly + sum(int(found[1]) for found in shared if found) <= len(hanging) + 10
+    assert len(caplog.records) < 100
 
 
 @in_virtual_time
