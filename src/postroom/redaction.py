@@ -11,7 +11,7 @@ import logging
 import re
 import traceback
 from asyncio import CancelledError
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -68,9 +68,9 @@ class _Url:
         return (found for word in words if (found := _IN_URL.search(word[0])) is not None)
 
     @staticmethod
-    def sub(template: str, text: str) -> str:
+    def sub(replace: Callable[[re.Match[str]], str], text: str) -> str:
         """Replace what is found."""
-        return _BEFORE_AT.sub(lambda word: _IN_URL.sub(template, word[0], count=1), text)
+        return _BEFORE_AT.sub(lambda word: _IN_URL.sub(replace, word[0], count=1), text)
 
 
 _URL: Final = _Url()
