@@ -40,6 +40,8 @@ DIVERTED = "its tenant is diverted to a queue that did not take it"
 CROWDED = "more messages of tenants that cannot run were held than may be"
 LONG = 30.0
 """Seconds of a pause that no retry policy makes here: a step fails for everything."""
+LONGEST_BACKOFF = 5.0
+"""The longest pause that a retry policy makes here, or an open that failed for good."""
 CROWDED_FOR = 900
 """Seconds for which a message is deferred at least, if that costs a promised attempt."""
 _OF_ITS_OWN = frozenset({"", GROUP_WENT_BACK, MEMORY_FULL, CROWDED, DIVERTED})

@@ -16,7 +16,7 @@ from postroom.settlement import batcher
 from postroom.testing.faults import FaultyQueue
 from postroom.transports.protocol import NO_HANDLE, Client, EntryFailure, QueueInfo, SendResult, VisibilityChange
 from postroom.types import Settlement
-from simulation.consumer.attempts import CROWDED, CROWDED_FOR, LONG, NO_LETTER, Ledger
+from simulation.consumer.attempts import CROWDED, CROWDED_FOR, LONG, LONGEST_BACKOFF, NO_LETTER, Ledger
 from simulation.consumer.behind import Behind
 from simulation.consumer.bodies import FEW, Bodies
 from simulation.consumer.plan import How, Plan
@@ -133,6 +133,7 @@ class Watch:
         self.ledger = ledger
         self._crowded = plan.crowded
         self._crowded_for = CROWDED_FOR if plan.retention is None else 0  # never beyond the retention period
+        self._long = LONG if plan.retention is None else LONGEST_BACKOFF  # for the same reason
         polling = plan.options["polling"]
         self._wait: float = polling.wait
         watched = plan.queues if plan.queues > 1 else 0  # what idle ones may bring has no room set aside
@@ -389,7 +390,7 @@ class Watch:
             if receipt.ended != "change" or receipt.deletes or change.timeout > hidden:
                 self.history.broken("S1", f"{self.name} recalls {receipt.message_id[:4]}, which it did not defer")
             receive = self.ledger.receives[change.receipt_handle]
-            if receive.failed and receive.delay <= LONG:
+            if receive.failed and receive.delay <= self._long:
                 self.history.broken(
                     "S1", f"{self.name} recalls {receipt.message_id[:4]}, which backs off after a failure"
                 )
