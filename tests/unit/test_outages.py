@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from postroom import outages
 from postroom.log_fields import Log, Step
 from postroom.outages import CALM, FORGOTTEN, MOST, SINGLY, Kind, Outages, Telling, cause_of
 from postroom.testing.loop import run_virtual
@@ -117,6 +118,53 @@ def test_after_an_hour_without_a_failure_the_next_one_is_news() -> None:
     scene.work("a")
     scene.wait(FORGOTTEN + 10)
     assert scene.fail("a") is Telling.NEWS
+
+
+def test_after_an_hour_a_failure_is_news_also_where_no_end_was_noted() -> None:
+    """Who noted it may have forgotten it, as nothing was tried any longer; then it is another outage."""
+    scene = Scene()
+    scene.fail("a")
+    scene.wait(FORGOTTEN - 10)
+    assert scene.fail("a") is Telling.GOES_ON
+    scene.wait(FORGOTTEN)
+    assert scene.fail("a") is Telling.NEWS
+    assert scene.work("a")
+    scene.wait(2 * FORGOTTEN)
+    assert len(scene.outages) == 0
+
+
+def test_the_end_of_what_a_shared_line_told_is_said_also_after_hours(caplog: pytest.LogCaptureFixture) -> None:
+    """As the end of what had a line of its own."""
+    scene = Scene()
+    for number in range(SINGLY + 5):
+        scene.fail(f"t{number}")
+    scene.wait(5 * HOUR)
+    assert "too: 5 keys (t10, t11, t12, ...), 5 times" in caplog.messages[0]
+    for number in range(SINGLY + 5):
+        scene.work(f"t{number}")
+    assert len(scene.ends) == SINGLY
+    scene.wait(CALM + 30)
+    assert "no more for 30" in caplog.messages[-1]
+    assert "5 keys" in caplog.messages[-1]
+
+
+def test_lines_name_whatever_they_tell_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where all of it is too much to remember, and of several that fail for long."""
+    monkeypatch.setattr(outages, "MOST", SINGLY + 2)
+    scene = Scene()
+    for number in range(SINGLY + 4):
+        scene.fail(f"t{number}")
+    scene.wait(20)
+    assert ": 2 keys (t10, t11) and 2 failures of others, not told apart, 4 times in" in caplog.messages[-1]
+    scene.fail("t20")
+    scene.wait(70)
+    assert ", too: 1 failure of others, not told apart, 1 time in" in caplog.messages[-1]
+    scene.fail("t10")
+    scene.wait(60)
+    scene.fail("t11")
+    scene.fail("t21")
+    scene.wait(60)
+    assert "()" not in caplog.text
 
 
 def test_another_cause_is_news() -> None:
@@ -248,6 +296,13 @@ def test_what_was_repaired_is_news_again() -> None:
     scene.outages.forget(KIND, "b")
     assert scene.fail("a") is Telling.NEWS
     scene.outages.forget(KIND, "a")
+    assert scene.work("a"), "a line has told that it failed"
+    assert scene.fail("a") is Telling.NEWS
+    assert scene.fail("a") is Telling.GOES_ON
+    scene.work("a")
+    assert scene.fail("a") is Telling.KNOWN
+    scene.work("a")
+    scene.wait(3 * FORGOTTEN)
     assert len(scene.outages) == 0
 
 

@@ -105,9 +105,13 @@ class Reporter:
         is_news = self.outages.happened(kind, key, cause_of(error), why, self._time())
         return logging.WARNING if is_news else logging.DEBUG
 
-    def opened(self, key: Hashable) -> None:
-        """Note that resources are open: where the failures of a key were forgotten, no news tells."""
-        self.outages.worked(_KEYS, key, self._time())
+    def opened(self, key: Hashable, host: Hashable) -> None:
+        """Note that resources are open: where failures were forgotten meanwhile, no news tells of their end."""
+        now = self._time()
+        if self.outages.worked(_KEYS, key, now):
+            log.warning("Resources available again for key: %s", display_key(key), extra=about(tenant=key))
+        if host is not None and self.outages.worked(_HOSTS, host, now):
+            log.warning("Host available again: %s", display_key(host))
 
     def suspect(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that resources are not trusted any longer."""
