@@ -5,6 +5,7 @@ each tenant. So what has failed in the same way within an hour is counted, and t
 """
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 import logging
@@ -417,7 +418,9 @@ class Outages:
                 return
             self._handle.cancel()
         self._rarely = not soon
-        self._handle = self._timer.call_later(_LOOK if soon else _LOOK_RARELY, self._ring)
+        # Without the context of the caller, which may be a handler's: its message would stay, and be named by filters.
+        arm = contextvars.Context().run
+        self._handle = arm(self._timer.call_later, _LOOK if soon else _LOOK_RARELY, self._ring)
 
     def _ring(self) -> None:
         self._handle = None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import pytest
 
@@ -366,6 +367,32 @@ def test_a_timer_tells_of_what_is_due_and_the_end_of_the_rest(
 
     run_virtual(main())
     assert "again and again: key a, 3 times" in caplog.messages[0]
+
+
+def test_the_timer_leaves_the_context_of_its_caller_alone() -> None:
+    """A handler's: its message would stay in memory, and a filter would give its fields to lines about others."""
+    message: ContextVar[str] = ContextVar("message", default="none")
+    seen: list[str] = []
+
+    class Spy(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            del record
+            seen.append(message.get())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        told = Outages(loop)
+        message.set("m-1")
+        for _ in range(3):
+            told.happened(KIND, "a", "OSError", "OSError: no", loop.time())
+        await asyncio.sleep(20)
+        told.close()
+
+    spy, logger = Spy(), logging.getLogger("postroom.test")
+    logger.addHandler(spy)
+    run_virtual(main())
+    logger.removeHandler(spy)
+    assert seen == ["none"]
 
 
 def test_a_summary_is_a_warning_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:

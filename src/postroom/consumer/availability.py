@@ -453,10 +453,17 @@ class Availability:
                 known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
                 self.failing.pop(tenant, None)
                 self._open.pop(tenant, None)
-                for kind in (_UNAVAILABLE, _NO_BUDGET, _BROKEN):
+                kinds = (_UNAVAILABLE, _NO_BUDGET, _BROKEN)
+                level = self._level_of_end(tenant, now, *kinds)
+                for kind in kinds:
                     self._outages.forget(kind, tenant)
                 text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
-                _log.info(text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+                _log.log(level, text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+
+    def _level_of_end(self, subject: Hashable, now: float, *kinds: Kind) -> int:
+        """Note that something works again. Returns how loud its line is: as loud as what a line has told."""
+        told = [self._outages.worked(kind, subject, now) for kind in kinds]
+        return logging.WARNING if any(told) else logging.DEBUG
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""
@@ -481,13 +488,10 @@ class Availability:
             over.append(obstacle)
             woken[tenant] = None
             of_host = obstacle.kind is ObstacleKind.HOST
-            kinds = (_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)
-            told = [self._outages.worked(kind, obstacle.name, now) for kind in kinds]
-            if not any(told):
-                continue
+            level = self._level_of_end(obstacle.name, now, *((_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)))
             what = "Host" if of_host else "Tenant"
             text = "%s %s is available again after %.1f s"
-            _log.warning(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
+            _log.log(level, text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and self._hints is not None:
             # At every success, also where no outage was known here: another replica may have hinted
             # at one.
@@ -522,7 +526,7 @@ class Availability:
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
             known.probe.probe = False
         text = "Tenant %s works again after %.1f s"
-        level = logging.WARNING if self._outages.worked(_BROKEN, job.tenant, now) else logging.DEBUG
+        level = self._level_of_end(job.tenant, now, _BROKEN)
         _log.log(level, text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
         return True
 
@@ -588,7 +592,8 @@ class Availability:
     def _forget_oldest(self) -> None:
         if len(self.failing) >= REMEMBER:
             forgotten, _ = self.failing.popitem(last=False)
-            self._open.pop(forgotten, None)
+            if self._open.pop(forgotten, None) is not None:
+                self._outages.forget(_BROKEN, forgotten)
 
     def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
         host = None if self._pool is None else self._pool.host_of(job.context)
