@@ -17,6 +17,7 @@ _KEYS: Final = Kind("Resources not available", "key", log, Step.RESOURCES, "tena
 _HOSTS: Final = Kind("Host not available", "host", log, Step.RESOURCES)
 _UNHEALTHY: Final = Kind("Resources unhealthy", "key", log, Step.RESOURCES, "tenant")
 _SUSPECT: Final = Kind("Resources suspect", "key", log, Step.RESOURCES, "tenant")
+_IGNORES: Final = Kind("Resources ignore a cancellation", "key", log, Step.RESOURCES, "tenant")
 _UNCLOSED: Final = Kind("Resources closed with an error", "key", log, Step.RESOURCES, "tenant")
 
 
@@ -146,7 +147,10 @@ class Reporter:
 
     def ignores(self, key: Hashable, weight: int, option: str, seconds: float, place: str) -> None:
         """Say that an open, a close or a health check runs on although it was cancelled."""
-        log.warning(
+        why = f"PoolTimeouts({option}={seconds:g}){f', at {place}' if place else ''}"
+        is_news = self.outages.happened(_IGNORES, key, option, why, self._time())
+        log.log(
+            logging.WARNING if is_news else logging.DEBUG,
             "The %s of the resources of key %s ignores its cancellation after PoolTimeouts(%s=%g)%s. Until it ends, "
             "they take %d of the budget. Let it pass CancelledError on",
             option,
