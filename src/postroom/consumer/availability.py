@@ -49,8 +49,8 @@ longer than 600 s; give or take a half. The end of the obstacle calls it back.""
 
 
 _FORGOTTEN: Final = 3600.0
-"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since: longer than its
-messages are deferred, or back off by default."""
+"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since, nor a host that
+nothing has needed: longer than messages are deferred, or back off by default."""
 
 
 class ObstacleKind(StrEnum):
@@ -442,23 +442,34 @@ class Availability:
         return self._rng.uniform(ceiling / 2, ceiling)
 
     def tidy(self, now: float, has_messages: Callable[[Hashable], bool]) -> None:
-        """Forget tenants of which nothing has been tried for long after their pause, and those that nothing came of."""
+        """Forget tenants of which nothing was tried for long after their pause, or nothing came; and such hosts."""
         for obstacle in [each for each, met in self.met.items() if met.until < now - 2 * _MET_LONGEST]:
             del self.met[obstacle]
         before, known = now - _FORGOTTEN, self.known_outages
-        past = [each.name for each in known if each.kind is ObstacleKind.TENANT and known[each].met < before]
-        past += [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
-        for tenant in past:
-            if not has_messages(tenant):
-                known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
-                self.failing.pop(tenant, None)
-                self._open.pop(tenant, None)
-                kinds = (_UNAVAILABLE, _NO_BUDGET, _BROKEN)
-                level = self._level_of_end(tenant, now, *kinds)
-                for kind in kinds:
-                    self._outages.forget(kind, tenant)
-                text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
-                _log.log(level, text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+        past = [each for each, outage in known.items() if outage.met < before]
+        breakers = [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
+        tenants = [*(each.name for each in past if each.kind is ObstacleKind.TENANT), *breakers]
+        for tenant in [each for each in dict.fromkeys(tenants) if not has_messages(each)]:
+            known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+            self.failing.pop(tenant, None)
+            self._open.pop(tenant, None)
+            level = self._forgotten(tenant, now, _UNAVAILABLE, _NO_BUDGET, _BROKEN)
+            text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
+            _log.log(level, text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+        for host in [each.name for each in past if each.kind is ObstacleKind.HOST]:
+            # No tenant is on it any longer, or it would have been tried: they were moved, or have no messages.
+            del known[Obstacle(ObstacleKind.HOST, host)]
+            self._asleep.pop(host, None)
+            self._trying.pop(host, None)
+            text = "No message has needed host %s for %.0f s: it is no longer said to be unavailable"
+            _log.log(self._forgotten(host, now, _DOWN), text, display_key(host), _FORGOTTEN)
+
+    def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
+        """Note that what failed is not tried any longer, and let it be news when it is. Returns how loud its line is."""
+        level = self._level_of_end(subject, now, *kinds)
+        for kind in kinds:
+            self._outages.forget(kind, subject)
+        return level
 
     def _level_of_end(self, subject: Hashable, now: float, *kinds: Kind) -> int:
         """Note that something works again. Returns how loud its line is: as loud as what a line has told."""

@@ -624,3 +624,44 @@ async def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailab
         assert orders.tenants[acme].state is TenantState.ACTIVE
     (end,) = [record for record in caplog.records if "no longer said to be unavailable" in record.message]
     assert end.levelname == "WARNING", "a warning has told that it is"
+
+
+@with_world
+async def test_a_host_that_all_tenants_were_moved_from_is_said_to_be_unavailable_no_longer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is ever opened on it again, and no success would end the alarm."""
+    hosts = ["old"]
+
+    @contextlib.asynccontextmanager
+    async def database(_tenant: Tenant) -> AsyncGenerator[None]:
+        if hosts == ["old"]:
+            raise ConnectionRefusedError
+        yield
+
+    world.create()
+    pool = ResourcePool(database, host=lambda _tenant: hosts[0])
+    orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+        pass
+
+    tenants = "abcdefgh"
+    async with pool, orders:
+        for tenant in tenants:
+            world.send_orders("1", tenant=tenant)
+        await asyncio.sleep(120)
+        assert orders.statistics().outages > 0
+        hosts[:] = ["new"]
+        for _ in range(14):
+            await asyncio.sleep(300)
+            for tenant in tenants:
+                world.send_orders("2", tenant=tenant)
+        assert orders.statistics().outages == 0
+    told = [(each.levelname, each.message) for each in caplog.records if "ost old is unavailable" in each.message]
+    assert len(told) == 1
+    assert any(
+        each.levelname == "WARNING" and each.message.startswith("No message has needed host old for 3600 s")
+        for each in caplog.records
+    )
