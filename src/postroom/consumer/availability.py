@@ -465,7 +465,7 @@ class Availability:
             _log.log(self._forgotten(host, now, _DOWN), text, display_key(host), _FORGOTTEN)
 
     def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
-        """Note that what failed is not tried any longer, and let it be news when it is. Returns how loud its line is."""
+        """Note that what failed is tried no longer, and let it be news when it is. Returns how loud its line is."""
         level = self._level_of_end(subject, now, *kinds)
         for kind in kinds:
             self._outages.forget(kind, subject)
