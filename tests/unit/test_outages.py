@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
+from random import Random
 
 import pytest
 
@@ -424,3 +425,30 @@ def with_state(state: str) -> Exception:
     error = RuntimeError("refused")
     error.sqlstate = state  # type: ignore[attr-defined]
     return error
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_happens_each_end_is_told_and_nothing_stays(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """In any order, with repairs, and with pauses from a second to hours."""
+    random, scene = Random(seed), Scene()
+    subjects = [f"t{number}" for number in range(random.choice([1, 3, 30]))]
+    down: set[str] = set()
+    for _ in range(200):
+        subject, cause = random.choice(subjects), random.choice(["OSError", "OSError", "TimeoutError"])
+        match random.choice(["fail", "fail", "fail", "work", "work", "repair", "wait"]):
+            case "fail":
+                if scene.fail(subject, cause).is_told:
+                    down.add(subject)
+            case "work":
+                assert scene.work(subject) is (subject in down)
+                down.discard(subject)
+            case "repair":
+                scene.outages.forget(KIND, subject)
+            case _:
+                scene.wait(random.choice([1, 5, 60, 400, 4000]))
+    for subject in subjects:
+        assert scene.work(subject) is (subject in down)
+    scene.wait(2 * FORGOTTEN)
+    assert len(scene.outages) == 0
+    assert "()" not in caplog.text
+    assert all(" no more for " in line or ", not at this moment" in line for line in caplog.messages[-1:])
