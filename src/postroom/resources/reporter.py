@@ -64,16 +64,20 @@ class Reporter:
 
     def _host_failed(self, told: news.HostFailed) -> None:
         why, telling = told.cause.text, self._failed(_HOSTS, told.host, told.cause)
-        if told.trips == 1 and telling is Telling.NEWS:
-            text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
-            arguments = (display_key(told.host), display_key(told.key), why, told.retry_after)
-            log_traceback(
-                log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=about(tenant=told.key)
-            )
-        else:
-            level = logging.WARNING if telling.is_told else logging.DEBUG
+        level = logging.WARNING if telling.is_told else logging.DEBUG
+        if told.trips > 1:
             text = "Host still not available: %s (probe %d failed: %s); next probe in %.3g s"
             log.log(level, text, display_key(told.host), told.trips - 1, why, told.retry_after)
+            return
+        text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
+        arguments, extra = (
+            (display_key(told.host), display_key(told.key), why, told.retry_after),
+            about(tenant=told.key),
+        )
+        if telling is Telling.NEWS:
+            log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=extra)
+        else:
+            log.log(level, text, *arguments, extra=extra)
 
     def _host_available(self, told: news.HostAvailable) -> None:
         text, tries = "Host available again: %s; %.3g s, %s", counted(told.tries, "probe")
