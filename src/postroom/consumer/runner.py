@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from random import Random
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ _GIVE_UP: Final = 4.0
 """Seconds in which a start that was given up has to close what it opened, and what still runs at the end has to end."""
 _MOMENT: Final = 0.1
 """Seconds in which a thread ends that is about to."""
+_LEAVE: Final = 5.0
+"""Seconds that threads which hang have after the main thread has ended, with what it still had to do."""
 
 
 def run(
@@ -86,7 +89,8 @@ def run_to_exit(
     """Run consumers in an event loop of their own, as the only job of the process, and return the exit code.
 
     Threads of ``asyncio.to_thread`` that hang are not waited for at the end, nor are tasks that ignore their
-    cancellation for seconds.
+    cancellation for seconds. Other threads that hang after a stop that had to cancel handlers are waited for until five
+    seconds after the end of the main thread.
     """
 
     async def main() -> ExitCode:
@@ -106,21 +110,45 @@ def run_to_exit(
             await _end_tasks()
 
     code = asyncio.run(main())
-    if code is ExitCode.CANCELLED_WORK:
-        _tell_of_threads()
+    if code is ExitCode.CANCELLED_WORK and (hung := _hung_threads()):
+        _leave_behind(hung, code)
     return code
 
 
-def _tell_of_threads() -> None:
-    """Name the threads that Python waits for at the end of a process: those of anyio, and of the application."""
+def _hung_threads() -> list[threading.Thread]:
+    """Name the threads that Python would wait for at the end of a process: those of anyio, and of the application."""
+    hung: list[threading.Thread] = []
     for thread in threading.enumerate():
         if thread.daemon or thread is threading.main_thread():
             continue
         thread.join(_MOMENT)
         frames = frames_in(thread.ident) if thread.is_alive() else []
         if frames and frames[0].f_code.co_name != "_worker":  # of an executor, where it waits for work
-            text = "The process cannot end before thread %s does, at %s: give what hangs there a time limit of its own"
+            text = "Thread %s hangs at %s; the process ends without it: give what hangs there a time limit of its own"
             _log.error(text, thread.name, place_in(frames), extra=about(step=Step.STOP))
+            hung.append(thread)
+    return hung
+
+
+def _leave_behind(hung: Sequence[threading.Thread], code: ExitCode) -> None:
+    """End the process some seconds after its main thread, if threads still hang then: Python would wait forever."""
+    ending = threading.Event()
+
+    def end() -> None:
+        ending.wait()
+        deadline = time.monotonic() + _LEAVE
+        for thread in hung:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in hung):
+            with suppress(AttributeError, OSError, ValueError):  # there may be none, or it is closed
+                sys.stdout.flush()
+            os._exit(int(code))
+
+    threading.Thread(target=end, name="postroom-end", daemon=True).start()
+    # As concurrent.futures does, which joins its threads there: after it there is no other place before they are waited
+    # for.
+    with suppress(AttributeError, RuntimeError):
+        threading._register_atexit(ending.set)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 async def _has_opened(work: Awaitable[object]) -> bool:

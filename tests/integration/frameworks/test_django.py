@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
@@ -504,7 +506,7 @@ def handle(number: int, ctx: MessageContext) -> None:
 
 
 def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
-    """Those of the setting, with Django set up; SIGTERM drains, exit code 0."""
+    """Those of the setting, with Django set up; probes are answered, SIGTERM drains, exit code 0."""
     (tmp_path / "shop_settings.py").write_text(textwrap.dedent(SETTINGS))
     (tmp_path / "shop_tasks.py").write_text(textwrap.dedent(TASKS))
     keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "l", "AWS_SECRET_ACCESS_KEY": "l"}
@@ -514,7 +516,7 @@ def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environment = {
             **own, **keys, "AWS_ENDPOINT_URL_SQS": server.endpoint_url, "DJANGO_SETTINGS_MODULE": "shop_settings",
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": str(tmp_path), "POSTROOM_HEALTH_PORT": "0",
         }  # fmt: skip
         worker = subprocess.Popen(
             [sys.executable, "-m", "django", "run_postroom"],
@@ -523,6 +525,9 @@ def test_the_command_runs_consumers_until_a_signal(tmp_path: Path) -> None:
         with worker:
             assert worker.stdout is not None
             seen = read_until(worker, "handled 5 x")
+            pages = re.search(r"Health at (\S+)", seen)
+            assert pages is not None, seen
+            assert httpx.get(pages[1], timeout=10).status_code == 200
             worker.send_signal(signal.SIGTERM)
             seen += worker.stdout.read()
             assert worker.wait(30) == 0, seen
@@ -554,6 +559,13 @@ def test_the_wait_of_the_command_is_seconds(wait: str) -> None:
     """Anything else is refused before something starts."""
     with pytest.raises(CommandError, match="--wait: it takes a number of at least 0"):
         call_command("run_postroom", "shop.tasks:orders", f"--wait={wait}")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_the_health_port_of_the_command_is_one(port: str) -> None:
+    """Anything else is refused before something starts."""
+    with pytest.raises(CommandError, match="--health-port: "):
+        call_command("run_postroom", "shop.tasks:orders", f"--health-port={port}")
 
 
 def test_the_command_refuses_a_consumer_that_is_named_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,6 +313,8 @@ def test_a_signal_for_a_child_of_a_handler_ends_the_child_alone(tmp_path: Path, 
 
 HANGS = """
 import asyncio, threading
+from concurrent.futures import ThreadPoolExecutor
+import anyio
 from postroom import Consumer, MessageContext, Shutdown
 
 orders = Consumer("orders", shutdown=Shutdown(within=1))
@@ -320,13 +322,26 @@ orders = Consumer("orders", shutdown=Shutdown(within=1))
 @orders.handler
 async def handle(body: dict, ctx: MessageContext) -> None:
     asyncio.get_running_loop().call_later(0.1, orders.stop)
-    await asyncio.to_thread(threading.Event().wait)
+    await CALL
 """
 
 
-def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("asyncio.to_thread(threading.Event().wait)", False),
+        ("asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(1), threading.Event().wait)", True),
+        pytest.param(
+            "anyio.to_thread.run_sync(threading.Event().wait, abandon_on_cancel=True)", True, marks=pytest.mark.long
+        ),
+    ],
+    ids=["asyncio", "an executor", "anyio"],
+)
+def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(
+    call: str, told: bool, tmp_path: Path
+) -> None:
     """The handler is cancelled, its call in a thread goes on, and the process ends all the same."""
-    (tmp_path / "shop_hangs.py").write_text(textwrap.dedent(HANGS))
+    (tmp_path / "shop_hangs.py").write_text(textwrap.dedent(HANGS).replace("CALL", call))
     with ThreadedServer() as server:
         server.create_queue("orders")
         server.call(lambda broker: broker.send("orders", '{"n": 7}'))
@@ -335,6 +350,7 @@ def test_a_thread_that_an_async_handler_left_behind_does_not_keep_the_process(tm
         assert server.counts("orders") == (1, 0, 0)
     assert worker.returncode == 3
     assert "Traceback" not in output
+    assert ("; the process ends without it" in output) is told
 
 
 @pytest.mark.parametrize("token", ["", "short"])

@@ -329,7 +329,7 @@ def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_process(
     assert "ignores its cancellation; the process ends without it" in caplog.text
 
 
-def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thread_without_which_the_process_ends_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """One of an executor of the application hangs. One that waits for work ends with the process."""
     broker, release, idle = LocalBroker(), threading.Event(), threading.Event()
     shutdown = Shutdown(poll=0.05, drain=0.05, cancel=0.05, flush=0.05, close=0.05)
@@ -357,7 +357,7 @@ def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCapture
         release.set()
         executor.shutdown()
     (line,) = [text for text in caplog.messages if "of-the-application" in text]
-    assert line.startswith("The process cannot end before thread of-the-application_0 does, at ")
+    assert line.startswith("Thread of-the-application_0 hangs at ")
 
 
 @with_world

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from postroom.consumer.loading import WrongName, check_each_once, load_consumers
 from postroom.consumer.runner import run_to_exit
+from postroom.integrations.health import HealthServer
 from postroom.types import ExitCode
 
 _TO_CHANGE: Final = int(ExitCode.CONFIGURATION)
@@ -23,13 +25,20 @@ def seconds(text: str) -> float:
     return found
 
 
+def port(text: str) -> int:
+    """Read what ``--health-port`` takes. The name stands in what argparse says of other texts."""
+    if not 0 <= (found := int(text)) <= 65_535:
+        raise argparse.ArgumentTypeError(f"it takes a number from 0 to 65535; got {text!r}")
+    return found
+
+
 class Command(BaseCommand):
     """Run consumers until SIGINT or SIGTERM, then drain. The exit codes are those of ``postroom run``."""
 
     help = "Run consumers of SQS until SIGINT or SIGTERM; then drain. A second signal cancels what runs."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add the names of consumers, and how long to wait for a queue."""
+        """Add the names of consumers, how long to wait for a queue, and where to serve health."""
         parser.add_argument(
             "consumers",
             nargs="*",
@@ -41,6 +50,19 @@ class Command(BaseCommand):
             type=seconds,
             metavar="SECONDS",
             help="how long to wait for a queue that cannot be reached yet; else until it answers",
+        )
+        parser.add_argument(
+            "--health-port",
+            type=port,
+            default=os.environ.get("POSTROOM_HEALTH_PORT"),
+            metavar="PORT",
+            help="serve /livez, /readyz and /healthz there (POSTROOM_HEALTH_PORT); else nowhere. 0: any free port",
+        )
+        parser.add_argument(
+            "--health-host",
+            default=os.environ.get("POSTROOM_HEALTH_HOST"),
+            metavar="ADDRESS",
+            help="the address to serve them at (POSTROOM_HEALTH_HOST); else all of this machine",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
@@ -58,4 +80,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=_TO_CHANGE) from error
         if not (logging.getLogger().handlers or logging.getLogger("postroom").handlers):  # LOGGING says nothing of it
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        sys.exit(int(run_to_exit(loaded, wait=options["wait"])))
+        health = None
+        if options["health_port"] is not None:
+            health = HealthServer(*loaded, port=options["health_port"], host=options["health_host"] or None)
+        sys.exit(int(run_to_exit(loaded, wait=options["wait"], beside=health)))
