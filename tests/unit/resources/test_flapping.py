@@ -93,12 +93,12 @@ def test_opens_that_fail_at_random_are_told_of_for_all_tenants_together(caplog: 
 
     with caplog.at_level(logging.WARNING):
         run_virtual(main())
-    assert len(failed) == 105
+    assert len(failed) > 95  # by chance, some may open each time
     first_minute = [record for record in loud(caplog) if record.levelno == logging.ERROR][:10]
     assert len({vars(record)["tenant"] for record in first_minute}) == 10
     found = re.match(r"Resources not available, again and again: (\d+) keys", loud(caplog)[-1].message)
     assert found is not None
-    assert int(found[1]) > 95  # those that failed since the last such line
+    assert int(found[1]) > 90  # those that failed since the last such line
 
 
 def test_a_host_that_comes_and_goes_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
