@@ -5,6 +5,7 @@ each tenant. So what has failed in the same way within an hour is counted, and t
 """
 
 import asyncio
+import contextvars
 import heapq
 import itertools
 import logging
@@ -112,6 +113,8 @@ class _Story(msgspec.Struct):
     """A line of its own says that it is down: another one will say that it is not."""
     summed: bool = False
     """A line about many outages has told of it: another one will say that they are over."""
+    repaired: bool = False
+    """Something was done about it: the next failure is news."""
 
 
 class _Group(msgspec.Struct):
@@ -211,15 +214,14 @@ class Outages:
     def comes_and_goes(self, subject: Hashable) -> bool:
         """Return whether something has failed, worked and failed again for a subject."""
         stories = (group.stories.get(subject) for group in self._groups.values())
-        return any(story is not None and story.times > 1 for story in stories)
+        return any(story is not None and story.times > 1 and not story.repaired for story in stories)
 
     def forget(self, kind: Kind, subject: Hashable) -> None:
-        """Let the next failure be news: something was done about it."""
+        """Let the next failure be news: something was done about it. The end of what was told is still told."""
         for group in self._groups.values():
-            story = group.stories.pop(subject, None) if group.kind == kind else None
+            story = group.stories.get(subject) if group.kind == kind else None
             if story is not None:
-                group.untold -= story.untold
-                self._drop(group, story)
+                story.repaired = True
 
     def look(self, now: float) -> None:
         """Tell of what is due, and forget what is over."""
@@ -272,7 +274,18 @@ class Outages:
 
     def _meet_again(self, group: _Group, subject: Hashable, story: _Story, now: float) -> Telling:
         group.stories.move_to_end(subject)
-        story.last = now
+        is_news = story.repaired or story.last <= now - FORGOTTEN
+        story.last, story.repaired = now, False
+        if is_news:
+            # Also if it is down: it has ended unseen, or something was done about it.
+            group.down -= story.down
+            story.down = False
+            if group.may_tell(now):
+                group.down += 1
+                story.down = story.told = True
+                story.began = now
+                story.times += 1
+                return Telling.NEWS
         if not story.down:
             group.down += 1
             story.down, story.began = True, now
@@ -321,10 +334,12 @@ class Outages:
             who, last, extra = self._named(kind, subject), "", _about(kind, subject)
             state = f"for {_seconds(now - story.began)} now" if story.down else "not at this moment"
             if others := group.down - story.down:
-                state += f", and {others} others at this moment"
+                state += f", and {counted(others, 'other')} at this moment"
         else:
-            who = counted(len(found), kind.unit) + (f" and {group.unknown} not told apart" if group.unknown else "")
-            who += f" ({self._most_often(found) if repeats else _some(group.newest, len(found))})"
+            named = self._most_often(found) if repeats else _some((each for each, _ in found), len(found))
+            both = [f"{counted(len(found), kind.unit)} ({named})"] if found else []
+            both += [f"{counted(group.unknown, 'failure')} of others, not told apart"] if group.unknown else []
+            who = " and ".join(both)
             last, extra = f", {self._named(kind, group.subject)}", _about(kind)
             state = f"{group.down} at this moment"
             if group.new and repeats:
@@ -372,7 +387,7 @@ class Outages:
         old = itertools.takewhile(lambda each: each[1].last <= now - FORGOTTEN, group.stories.items())
         for subject, story in list(old):
             # It may not have been tried since: its end is worth a line for a day.
-            lasts = story.down and story.told and story.last > now - _DAY
+            lasts = story.down and (story.told or story.summed) and story.last > now - _DAY
             if not (lasts or story.untold):
                 del group.stories[subject]
                 self._drop(group, story)
@@ -403,7 +418,9 @@ class Outages:
                 return
             self._handle.cancel()
         self._rarely = not soon
-        self._handle = self._timer.call_later(_LOOK if soon else _LOOK_RARELY, self._ring)
+        # Without the context of the caller, which may be a handler's: its message would stay, and be named by filters.
+        arm = contextvars.Context().run
+        self._handle = arm(self._timer.call_later, _LOOK if soon else _LOOK_RARELY, self._ring)
 
     def _ring(self) -> None:
         self._handle = None
@@ -431,7 +448,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _some(subjects: Iterable[Hashable], count: int) -> str:
-    return _shown(map(display_key, subjects), count)
+    return _shown(map(display_key, itertools.islice(subjects, _NAMED)), count)
 
 
 def _shown(names: Iterable[str], count: int) -> str:

@@ -4,9 +4,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
+from random import Random
 
 import pytest
 
+from postroom import outages
 from postroom.log_fields import Log, Step
 from postroom.outages import CALM, FORGOTTEN, MOST, SINGLY, Kind, Outages, Telling, cause_of
 from postroom.testing.loop import run_virtual
@@ -117,6 +120,53 @@ def test_after_an_hour_without_a_failure_the_next_one_is_news() -> None:
     scene.work("a")
     scene.wait(FORGOTTEN + 10)
     assert scene.fail("a") is Telling.NEWS
+
+
+def test_after_an_hour_a_failure_is_news_also_where_no_end_was_noted() -> None:
+    """Who noted it may have forgotten it, as nothing was tried any longer; then it is another outage."""
+    scene = Scene()
+    scene.fail("a")
+    scene.wait(FORGOTTEN - 10)
+    assert scene.fail("a") is Telling.GOES_ON
+    scene.wait(FORGOTTEN)
+    assert scene.fail("a") is Telling.NEWS
+    assert scene.work("a")
+    scene.wait(2 * FORGOTTEN)
+    assert len(scene.outages) == 0
+
+
+def test_the_end_of_what_a_shared_line_told_is_said_also_after_hours(caplog: pytest.LogCaptureFixture) -> None:
+    """As the end of what had a line of its own."""
+    scene = Scene()
+    for number in range(SINGLY + 5):
+        scene.fail(f"t{number}")
+    scene.wait(5 * HOUR)
+    assert "too: 5 keys (t10, t11, t12, ...), 5 times" in caplog.messages[0]
+    for number in range(SINGLY + 5):
+        scene.work(f"t{number}")
+    assert len(scene.ends) == SINGLY
+    scene.wait(CALM + 30)
+    assert "no more for 30" in caplog.messages[-1]
+    assert "5 keys" in caplog.messages[-1]
+
+
+def test_lines_name_whatever_they_tell_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where all of it is too much to remember, and of several that fail for long."""
+    monkeypatch.setattr(outages, "MOST", SINGLY + 2)
+    scene = Scene()
+    for number in range(SINGLY + 4):
+        scene.fail(f"t{number}")
+    scene.wait(20)
+    assert ": 2 keys (t10, t11) and 2 failures of others, not told apart, 4 times in" in caplog.messages[-1]
+    scene.fail("t20")
+    scene.wait(70)
+    assert ", too: 1 failure of others, not told apart, 1 time in" in caplog.messages[-1]
+    scene.fail("t10")
+    scene.wait(60)
+    scene.fail("t11")
+    scene.fail("t21")
+    scene.wait(60)
+    assert "()" not in caplog.text
 
 
 def test_another_cause_is_news() -> None:
@@ -248,6 +298,13 @@ def test_what_was_repaired_is_news_again() -> None:
     scene.outages.forget(KIND, "b")
     assert scene.fail("a") is Telling.NEWS
     scene.outages.forget(KIND, "a")
+    assert scene.work("a"), "a line has told that it failed"
+    assert scene.fail("a") is Telling.NEWS
+    assert scene.fail("a") is Telling.GOES_ON
+    scene.work("a")
+    assert scene.fail("a") is Telling.KNOWN
+    scene.work("a")
+    scene.wait(3 * FORGOTTEN)
     assert len(scene.outages) == 0
 
 
@@ -313,6 +370,32 @@ def test_a_timer_tells_of_what_is_due_and_the_end_of_the_rest(
     assert "again and again: key a, 3 times" in caplog.messages[0]
 
 
+def test_the_timer_leaves_the_context_of_its_caller_alone() -> None:
+    """A handler's: its message would stay in memory, and a filter would give its fields to lines about others."""
+    message: ContextVar[str] = ContextVar("message", default="none")
+    seen: list[str] = []
+
+    class Spy(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            del record
+            seen.append(message.get())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        told = Outages(loop)
+        message.set("m-1")
+        for _ in range(3):
+            told.happened(KIND, "a", "OSError", "OSError: no", loop.time())
+        await asyncio.sleep(20)
+        told.close()
+
+    spy, logger = Spy(), logging.getLogger("postroom.test")
+    logger.addHandler(spy)
+    run_virtual(main())
+    logger.removeHandler(spy)
+    assert seen == ["none"]
+
+
 def test_a_summary_is_a_warning_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """Tracebacks are for news; a name with a per cent sign is no format."""
     scene = Scene()
@@ -342,3 +425,30 @@ def with_state(state: str) -> Exception:
     error = RuntimeError("refused")
     error.sqlstate = state  # type: ignore[attr-defined]
     return error
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_happens_each_end_is_told_and_nothing_stays(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """In any order, with repairs, and with pauses from a second to hours."""
+    random, scene = Random(seed), Scene()
+    subjects = [f"t{number}" for number in range(random.choice([1, 3, 30]))]
+    down: set[str] = set()
+    for _ in range(200):
+        subject, cause = random.choice(subjects), random.choice(["OSError", "OSError", "TimeoutError"])
+        match random.choice(["fail", "fail", "fail", "work", "work", "repair", "wait"]):
+            case "fail":
+                if scene.fail(subject, cause).is_told:
+                    down.add(subject)
+            case "work":
+                assert scene.work(subject) is (subject in down)
+                down.discard(subject)
+            case "repair":
+                scene.outages.forget(KIND, subject)
+            case _:
+                scene.wait(random.choice([1, 5, 60, 400, 4000]))
+    for subject in subjects:
+        assert scene.work(subject) is (subject in down)
+    scene.wait(2 * FORGOTTEN)
+    assert len(scene.outages) == 0
+    assert "()" not in caplog.text
+    assert all(" no more for " in line or ", not at this moment" in line for line in caplog.messages[-1:])

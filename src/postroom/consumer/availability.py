@@ -49,8 +49,8 @@ longer than 600 s; give or take a half. The end of the obstacle calls it back.""
 
 
 _FORGOTTEN: Final = 3600.0
-"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since: longer than its
-messages are deferred, or back off by default."""
+"""Seconds after which a tenant is no longer said to be unavailable of which nothing has come since, nor a host that
+nothing has needed: longer than messages are deferred, or back off by default."""
 
 
 class ObstacleKind(StrEnum):
@@ -442,21 +442,39 @@ class Availability:
         return self._rng.uniform(ceiling / 2, ceiling)
 
     def tidy(self, now: float, has_messages: Callable[[Hashable], bool]) -> None:
-        """Forget tenants of which nothing has been tried for long after their pause, and those that nothing came of."""
+        """Forget tenants of which nothing was tried for long after their pause, or nothing came; and such hosts."""
         for obstacle in [each for each, met in self.met.items() if met.until < now - 2 * _MET_LONGEST]:
             del self.met[obstacle]
         before, known = now - _FORGOTTEN, self.known_outages
-        past = [each.name for each in known if each.kind is ObstacleKind.TENANT and known[each].met < before]
-        past += [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
-        for tenant in past:
-            if not has_messages(tenant):
-                known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
-                self.failing.pop(tenant, None)
-                self._open.pop(tenant, None)
-                for kind in (_UNAVAILABLE, _NO_BUDGET, _BROKEN):
-                    self._outages.forget(kind, tenant)
-                text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
-                _log.info(text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+        past = [each for each, outage in known.items() if outage.met < before]
+        breakers = [tenant for tenant, breaker in self._open.items() if (breaker.until or now) < before]
+        tenants = [*(each.name for each in past if each.kind is ObstacleKind.TENANT), *breakers]
+        for tenant in [each for each in dict.fromkeys(tenants) if not has_messages(each)]:
+            known.pop(Obstacle(ObstacleKind.TENANT, tenant), None)
+            self.failing.pop(tenant, None)
+            self._open.pop(tenant, None)
+            level = self._forgotten(tenant, now, _UNAVAILABLE, _NO_BUDGET, _BROKEN)
+            text = "No message of tenant %s has come for %.0f s: it is no longer said to be unavailable"
+            _log.log(level, text, display_key(tenant), _FORGOTTEN, extra=about(tenant=tenant))
+        for host in [each.name for each in past if each.kind is ObstacleKind.HOST]:
+            # No tenant is on it any longer, or it would have been tried: they were moved, or have no messages.
+            del known[Obstacle(ObstacleKind.HOST, host)]
+            self._asleep.pop(host, None)
+            self._trying.pop(host, None)
+            text = "No message has needed host %s for %.0f s: it is no longer said to be unavailable"
+            _log.log(self._forgotten(host, now, _DOWN), text, display_key(host), _FORGOTTEN)
+
+    def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
+        """Note that what failed is tried no longer, and let it be news when it is. Returns how loud its line is."""
+        level = self._level_of_end(subject, now, *kinds)
+        for kind in kinds:
+            self._outages.forget(kind, subject)
+        return level
+
+    def _level_of_end(self, subject: Hashable, now: float, *kinds: Kind) -> int:
+        """Note that something works again. Returns how loud its line is: as loud as what a line has told."""
+        told = [self._outages.worked(kind, subject, now) for kind in kinds]
+        return logging.WARNING if any(told) else logging.DEBUG
 
     def slept(self, job: Job, wait: Wait) -> None:
         """Note that a tenant waits, so that the end of its host's outage wakes it."""
@@ -481,13 +499,10 @@ class Availability:
             over.append(obstacle)
             woken[tenant] = None
             of_host = obstacle.kind is ObstacleKind.HOST
-            kinds = (_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)
-            told = [self._outages.worked(kind, obstacle.name, now) for kind in kinds]
-            if not any(told):
-                continue
+            level = self._level_of_end(obstacle.name, now, *((_DOWN,) if of_host else (_UNAVAILABLE, _NO_BUDGET)))
             what = "Host" if of_host else "Tenant"
             text = "%s %s is available again after %.1f s"
-            _log.warning(text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
+            _log.log(level, text, what, display_key(obstacle.name), now - outage.since, extra=about(tenant=tenant))
         if host is not None and self._hints is not None:
             # At every success, also where no outage was known here: another replica may have hinted
             # at one.
@@ -522,7 +537,7 @@ class Availability:
         if known.probe is not None:  # it may still run, and the next breaker is not its to decide
             known.probe.probe = False
         text = "Tenant %s works again after %.1f s"
-        level = logging.WARNING if self._outages.worked(_BROKEN, job.tenant, now) else logging.DEBUG
+        level = self._level_of_end(job.tenant, now, _BROKEN)
         _log.log(level, text, display_key(job.tenant), now - known.since, extra=about(job, step=Step.HANDLER))
         return True
 
@@ -588,7 +603,8 @@ class Availability:
     def _forget_oldest(self) -> None:
         if len(self.failing) >= REMEMBER:
             forgotten, _ = self.failing.popitem(last=False)
-            self._open.pop(forgotten, None)
+            if self._open.pop(forgotten, None) is not None:
+                self._outages.forget(_BROKEN, forgotten)
 
     def _obstacle_of(self, job: Job, error: BaseException | None = None) -> Obstacle:
         host = None if self._pool is None else self._pool.host_of(job.context)

@@ -28,6 +28,7 @@ from postroom.errors import (
     Reject,
     Retry,
 )
+from postroom.message import Message
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.program_end import ends_the_program
@@ -93,10 +94,10 @@ def current_batch() -> BatchContext[Any, Any] | None:
     return None if current is None else current[0]
 
 
-def is_handling_batch(tenant: Any) -> bool:
-    """Whether the current task is that of a batch handler, with messages of a tenant."""
+def message_of_batch() -> Message | None:
+    """Return the first message of the batch that the current task handles; None in any other task."""
     current = _current.get()
-    return current is not None and current[0].tenant == tenant and current[1] is asyncio.current_task()
+    return None if current is None or current[1] is not asyncio.current_task() else current[0].items[0].message
 
 
 BatchFunction = Callable[[list[Any], BatchContext[Any, Any]], Awaitable[None]]

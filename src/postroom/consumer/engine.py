@@ -17,6 +17,7 @@ from postroom.consumer.standstill import Standstill
 from postroom.consumer.step_health import StepHealth, is_tried_again
 from postroom.errors import QueueNotFound
 from postroom.events import Event, ResourceOpened
+from postroom.message import Message
 from postroom.options import MAX_BATCH
 from postroom.scheduling import Scheduler, State
 from postroom.settlement import DeadLetters, Ending
@@ -456,10 +457,10 @@ class Engine:
         """Whether a message goes to another queue, and to no handler."""
         return self.core.is_sent_away(job)
 
-    def is_handling(self, tenant: Hashable) -> bool:
-        """Whether the current task handles a message of a tenant."""
+    def is_handling(self, tenant: Hashable, batched: Message | None) -> bool:
+        """Whether the current task handles a message of a tenant, be it the first of a batch."""
         task = asyncio.current_task()
-        return any(job.task is task and job.tenant == tenant for job in self.jobs)
+        return any((job.task is task or job.message is batched) and job.tenant == tenant for job in self.jobs)
 
     def retry_now(self, tenant: Hashable) -> None:
         """End a tenant's pause after failures: one of its messages tries at once."""

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from postroom.consumer.batching import is_handling_batch
+from postroom.consumer.batching import message_of_batch
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.statuses import Controlled, TenantState, TenantStatus
 from postroom.display import counted
@@ -107,11 +107,19 @@ class Handover:
             )
             raise ConfigurationError(text)
 
-    def refuse_own_handler(self, key: Hashable) -> None:
-        """Refuse to let a handler of a tenant wait for the end of all of them. Raises ``ConfigurationError``."""
-        if self._consumer is not None and (self._consumer.is_handling(key) or is_handling_batch(key)):
+    def refuse_own_handler(self, key: Hashable, *, closes: bool = True) -> None:
+        """Refuse to let a handler of a tenant wait for the end of all of them. Raises ``ConfigurationError``.
+
+        Where its resources are to be closed, also those of other consumers of the pool: each has a lease.
+        """
+        others = _sharing.get(self._pool, ()) if closes and self._pool is not None else ()
+        if any(each.is_called_by_handler(key) for each in {self, *others}):
             text = f"a handler of {display_key(key)} would wait for its own end: let a task do this, and do not wait"
             raise ConfigurationError(f"{text} for it in the handler; or pause() the tenant, which waits for nothing")
+
+    def is_called_by_handler(self, key: Hashable) -> bool:
+        """Whether the current task handles a message of a tenant here."""
+        return self._consumer is not None and self._consumer.is_handling(key, message_of_batch())
 
     # -- everywhere -------------------------------------------------------------------------------------------------
 

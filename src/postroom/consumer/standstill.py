@@ -34,7 +34,9 @@ class Standstill:
         stands = full and not scheduler.running and not scheduler.ready
         outages, now = self._tasks.outages, self._tasks.time()
         if not stands and self._told:
-            outages.worked(_STANDSTILL, _HERE, now)
+            if outages.worked(_STANDSTILL, _HERE, now):
+                text = "Messages are received again as there is room: what took all of it runs now, or has gone"
+                _log.warning(text)
         elif stands and outages.failed(_STANDSTILL, _HERE, "full", "what is held here takes all the room", now).is_told:
             self._tell(rejecting)
         self._told = stands

@@ -103,7 +103,8 @@ class ConsumerStatistics:
     and are invisible now; some may have reappeared."""
     outages: int = 0
     """Tenants, and hosts of tenants, with resources that cannot be used now; and tenants that are diverted to a queue
-    that takes nothing. A tenant of which nothing has come for an hour is not among them."""
+    that takes nothing. A tenant of which nothing has come for an hour is not among them, nor a host that nothing
+    has needed for so long."""
     breakers: int = 0
     """Tenants that are paused because all of their handlers fail; those of which something came in the last hour."""
     scouting_stopped: str | None = None

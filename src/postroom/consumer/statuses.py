@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from postroom.fleet import TenantSlots
+from postroom.message import Message
 from postroom.scheduling import Scheduler
 
 
@@ -70,8 +71,8 @@ class Controlled(Protocol):
         """Whether a message goes to another queue, and to no handler."""
         ...
 
-    def is_handling(self, tenant: Hashable) -> bool:
-        """Whether the current task handles a message of a tenant."""
+    def is_handling(self, tenant: Hashable, batched: Message | None) -> bool:
+        """Whether the current task handles a message of a tenant, be it the first of a batch."""
         ...
 
     def retry_now(self, tenant: Hashable) -> None:

@@ -165,7 +165,8 @@ class Tenants:
         Raises:
             TimeoutError: something is open after ``timeout`` seconds, or a replica of the fleet has not confirmed it.
                 The text says what uses it, such as another consumer of the pool.
-            ConfigurationError: a handler of the tenant calls it, and would wait for its own end.
+            ConfigurationError: a handler of the tenant calls it, here or in another consumer of the pool, and would
+                wait for its own end.
         """
         self._check(key)
         self.handover.refuse_own_handler(key)
@@ -196,7 +197,7 @@ class Tenants:
             ConfigurationError: it was resumed meanwhile, so that its handlers start again; or a handler of the tenant
                 calls it, and would wait for its own end.
         """
-        self.handover.refuse_own_handler(key)
+        self.handover.refuse_own_handler(key, closes=False)
         self.pause(key, reason=reason)
         await self.handover.everywhere("drain", key, timeout)
         self.handover.require_still(key, "drained")

@@ -75,9 +75,9 @@ class Pauses:
         self._until[key] = (self._time() + seconds, seconds)
         return seconds
 
-    def succeeded(self, key: Any) -> bool:
-        """Forget its failures. Return whether there were any."""
-        return self._until.pop(key, None) is not None
+    def succeeded(self, key: Any) -> None:
+        """Forget its failures."""
+        self._until.pop(key, None)
 
 
 class Queues:
@@ -134,13 +134,17 @@ class Queues:
         again = [each for each in unsent.values() if each.retryable and not each.behind and each.index not in own]
         if again:
             self._pause(queue, again[0].reason, again[0].code)
-        elif len(own) < len(messages) and self.pauses.succeeded(queue) and self._worked(_QUEUES, queue):
-            _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
+        elif len(own) < len(messages):
+            self.pauses.succeeded(queue)
+            if self._worked(_QUEUES, queue):
+                _log.warning("Queue %s takes messages of outboxes again", queue, extra=about(queue=queue))
         if own:
             self._pause_for(tenant, queue, next(iter(own.values())))
-        elif self._of_tenants.succeeded((tenant, queue)) and self._worked(_TRANSFORMS, (tenant, queue)):
-            text = "Messages of tenant %s are made ready for queue %s again"
-            _log.warning(text, tenant, queue, extra=about(queue=queue, tenant=tenant))
+        else:
+            self._of_tenants.succeeded((tenant, queue))
+            if self._worked(_TRANSFORMS, (tenant, queue)):
+                text = "Messages of tenant %s are made ready for queue %s again"
+                _log.warning(text, tenant, queue, extra=about(queue=queue, tenant=tenant))
         return unsent
 
     async def _sender(self, queue: str) -> Sender[Any]:

@@ -179,8 +179,8 @@ class Run(Generic[C]):
         try:
             more = await self.look(context)
             self._found = True
-            now = self._tasks.time()
-            if self._pauses.succeeded(context) and self._tasks.outages.worked(_OUTBOXES, context, now):
+            self._pauses.succeeded(context)
+            if self._tasks.outages.worked(_OUTBOXES, context, self._tasks.time()):
                 text = "The outbox of tenant %s can be read again"
                 _log.warning(text, display_key(context), extra=about(tenant=context))
         except NoOutbox as error:

@@ -214,7 +214,7 @@ class Engine:
             self._report.created(entry.key)
         self.act()
         if opens:
-            self._report.opened(entry.key)
+            self._report.opened(entry.key, entry.host)
         # Not before: consumers take it for the end of an outage, and what has yet to be checked may be no better.
         if opens and self._observers:
             self._observers.tell(ResourceOpened(entry.key, now - entry.started_at, entry.host, invited))

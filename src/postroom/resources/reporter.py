@@ -17,6 +17,7 @@ _KEYS: Final = Kind("Resources not available", "key", log, Step.RESOURCES, "tena
 _HOSTS: Final = Kind("Host not available", "host", log, Step.RESOURCES)
 _UNHEALTHY: Final = Kind("Resources unhealthy", "key", log, Step.RESOURCES, "tenant")
 _SUSPECT: Final = Kind("Resources suspect", "key", log, Step.RESOURCES, "tenant")
+_IGNORES: Final = Kind("Resources ignore a cancellation", "key", log, Step.RESOURCES, "tenant")
 _UNCLOSED: Final = Kind("Resources closed with an error", "key", log, Step.RESOURCES, "tenant")
 
 
@@ -63,16 +64,20 @@ class Reporter:
 
     def _host_failed(self, told: news.HostFailed) -> None:
         why, telling = told.cause.text, self._failed(_HOSTS, told.host, told.cause)
-        if told.trips == 1 and telling is Telling.NEWS:
-            text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
-            arguments = (display_key(told.host), display_key(told.key), why, told.retry_after)
-            log_traceback(
-                log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=about(tenant=told.key)
-            )
-        else:
-            level = logging.WARNING if telling.is_told else logging.DEBUG
+        level = logging.WARNING if telling.is_told else logging.DEBUG
+        if told.trips > 1:
             text = "Host still not available: %s (probe %d failed: %s); next probe in %.3g s"
             log.log(level, text, display_key(told.host), told.trips - 1, why, told.retry_after)
+            return
+        text = "Host not available: %s (outage of several keys, last %s: %s); its keys are left alone for %.3g s"
+        arguments, extra = (
+            (display_key(told.host), display_key(told.key), why, told.retry_after),
+            about(tenant=told.key),
+        )
+        if telling is Telling.NEWS:
+            log_traceback(log, logging.ERROR, text, *arguments, shown=told.cause.at_length(), extra=extra)
+        else:
+            log.log(level, text, *arguments, extra=extra)
 
     def _host_available(self, told: news.HostAvailable) -> None:
         text, tries = "Host available again: %s; %.3g s, %s", counted(told.tries, "probe")
@@ -105,9 +110,13 @@ class Reporter:
         is_news = self.outages.happened(kind, key, cause_of(error), why, self._time())
         return logging.WARNING if is_news else logging.DEBUG
 
-    def opened(self, key: Hashable) -> None:
-        """Note that resources are open: where the failures of a key were forgotten, no news tells."""
-        self.outages.worked(_KEYS, key, self._time())
+    def opened(self, key: Hashable, host: Hashable) -> None:
+        """Note that resources are open: where failures were forgotten meanwhile, no news tells of their end."""
+        now = self._time()
+        if self.outages.worked(_KEYS, key, now):
+            log.warning("Resources available again for key: %s", display_key(key), extra=about(tenant=key))
+        if host is not None and self.outages.worked(_HOSTS, host, now):
+            log.warning("Host available again: %s", display_key(host))
 
     def suspect(self, key: Hashable, context: Any, error: BaseException) -> None:
         """Say that resources are not trusted any longer."""
@@ -142,7 +151,10 @@ class Reporter:
 
     def ignores(self, key: Hashable, weight: int, option: str, seconds: float, place: str) -> None:
         """Say that an open, a close or a health check runs on although it was cancelled."""
-        log.warning(
+        why = f"PoolTimeouts({option}={seconds:g}){f', at {place}' if place else ''}"
+        is_news = self.outages.happened(_IGNORES, key, option, why, self._time())
+        log.log(
+            logging.WARNING if is_news else logging.DEBUG,
             "The %s of the resources of key %s ignores its cancellation after PoolTimeouts(%s=%g)%s. Until it ends, "
             "they take %d of the budget. Let it pass CancelledError on",
             option,

@@ -212,7 +212,7 @@ def opens_a_breaker_that_holds_nothing(patch: Patch) -> None:
     patch.setattr(Availability, "is_half_open", lambda self, job: False)
 
 
-@mutant(130)
+@mutant(302)
 def never_ends_a_probe(patch: Patch) -> None:
     """A probe that told nothing goes on to keep the others waiting."""
     patch.setattr(Core, "probe_ended", lambda self, job: None)

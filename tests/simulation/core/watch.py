@@ -28,6 +28,7 @@ from random import Random
 from typing import Any, cast
 
 from postroom.consumer import availability as availability_module
+from postroom.consumer.availability import ObstacleKind
 from postroom.consumer.job import Job
 from postroom.scheduling import State
 from postroom.types import Settlement
@@ -454,6 +455,8 @@ class Watch(World):
         self.require(not self.core.away._behind, "memory", "obstacles of what was away are left")
         known = availability.troubled_tenants()
         self.require(not known, "memory", f"nothing is left of tenants that are said to be unavailable: {known}")
+        hosts = [each.name for each in availability.known_outages if each.kind is ObstacleKind.HOST]
+        self.require(not hosts, "memory", f"nothing is on hosts that are said to be unavailable: {hosts}")
 
 
 __all__ = ["Watch"]

@@ -586,12 +586,14 @@ def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixtu
     assert said.levelname == "WARNING"
     assert "are of tenant big-0:eu-west-1: resume it, or divert it to a queue of its own" in said.message
     assert said.tenant == "big-0:eu-west-1"  # type: ignore[attr-defined]
+    (over,) = [record for record in caplog.records if "Messages are received again" in record.message]
+    assert over.levelname == "WARNING"
 
 
 @pytest.mark.parametrize("what", ["resources", "handlers"])
 @with_world
 async def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailable_no_longer(
-    world: World, what: str
+    world: World, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its messages have expired, and it may have left for good: no success would ever end the alarm."""
 
@@ -620,3 +622,46 @@ async def test_a_tenant_that_nothing_came_of_for_an_hour_is_said_to_be_unavailab
         seen = orders.statistics()
         assert (seen.outages, seen.breakers) == (0, 0)
         assert orders.tenants[acme].state is TenantState.ACTIVE
+    (end,) = [record for record in caplog.records if "no longer said to be unavailable" in record.message]
+    assert end.levelname == "WARNING", "a warning has told that it is"
+
+
+@with_world
+async def test_a_host_that_all_tenants_were_moved_from_is_said_to_be_unavailable_no_longer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is ever opened on it again, and no success would end the alarm."""
+    hosts = ["old"]
+
+    @contextlib.asynccontextmanager
+    async def database(_tenant: Tenant) -> AsyncGenerator[None]:
+        if hosts == ["old"]:
+            raise ConnectionRefusedError
+        yield
+
+    world.create()
+    pool = ResourcePool(database, host=lambda _tenant: hosts[0])
+    orders = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, None]) -> None:
+        pass
+
+    tenants = "abcdefgh"
+    async with pool, orders:
+        for tenant in tenants:
+            world.send_orders("1", tenant=tenant)
+        await asyncio.sleep(120)
+        assert orders.statistics().outages > 0
+        hosts[:] = ["new"]
+        for _ in range(14):
+            await asyncio.sleep(300)
+            for tenant in tenants:
+                world.send_orders("2", tenant=tenant)
+        assert orders.statistics().outages == 0
+    told = [(each.levelname, each.message) for each in caplog.records if "ost old is unavailable" in each.message]
+    assert len(told) == 1
+    assert any(
+        each.levelname == "WARNING" and each.message.startswith("No message has needed host old for 3600 s")
+        for each in caplog.records
+    )

@@ -616,3 +616,48 @@ async def test_a_handler_cannot_wait_for_the_end_of_its_own_tenant(world: World,
     (text,) = refused
     assert text.startswith("a handler of a:")
     assert "would wait for its own end" in text
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@with_world
+async def test_a_handler_may_drain_its_tenant_in_another_consumer_and_not_close_what_it_uses(
+    world: World, batched: bool
+) -> None:
+    """Of a pool that both share: the close would wait for the lease of the handler, without end."""
+    refused: list[str] = []
+    for name in ("orders", "bills"):
+        world.create(name)
+    pool: ResourcePool[Tenant, Database] = ResourcePool(Databases())
+    orders: Consumer[Tenant, Database] = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+    bills: Consumer[Tenant, Database] = Consumer("bills", context=Tenant, resources=pool, client=world.client)
+
+    async def end(tenant: Tenant) -> None:
+        await bills.tenants.drain(tenant)
+        try:
+            await bills.tenants.close(tenant)
+        except ConfigurationError as error:
+            refused.append(str(error))
+
+    @bills.handler
+    async def pay(_order: Order, _ctx: MessageContext[Tenant, Database]) -> None:
+        pass
+
+    if batched:
+
+        @orders.batch_handler(size=2, wait=0)
+        async def store(_orders: list[Order], batch: BatchContext[Tenant, Database]) -> None:
+            await end(batch.context)
+
+    else:
+
+        @orders.handler
+        async def handle(_order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+            await end(ctx.context)
+
+    world.send_orders("1", tenant="a")
+    async with pool, bills, orders:
+        await asyncio.sleep(10.0)
+        assert bills.tenants[A].state is TenantState.PAUSED
+        assert orders.statistics().succeeded == 1
+    (text,) = refused
+    assert "would wait for its own end" in text

@@ -1,6 +1,7 @@
 """What a pool's log says of outages that begin and end again and again."""
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator
@@ -10,7 +11,7 @@ from random import Random
 import pytest
 
 from postroom.errors import ResourceError
-from postroom.options import PoolLimits
+from postroom.options import PoolLimits, PoolTimeouts
 from postroom.resources import ResourcePool
 from postroom.testing.loop import run_virtual
 
@@ -92,12 +93,12 @@ def test_opens_that_fail_at_random_are_told_of_for_all_tenants_together(caplog: 
 
     with caplog.at_level(logging.WARNING):
         run_virtual(main())
-    assert len(failed) == 105
+    assert len(failed) > 95  # by chance, some may open each time
     first_minute = [record for record in loud(caplog) if record.levelno == logging.ERROR][:10]
     assert len({vars(record)["tenant"] for record in first_minute}) == 10
     found = re.match(r"Resources not available, again and again: (\d+) keys", loud(caplog)[-1].message)
     assert found is not None
-    assert int(found[1]) > 95  # those that failed since the last such line
+    assert int(found[1]) > 90  # those that failed since the last such line
 
 
 def test_a_host_that_comes_and_goes_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,3 +173,31 @@ def test_the_close_of_a_pool_tells_of_what_was_not_told(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         run_virtual(main())
     assert "again and again: key a, " in caplog.messages[-1]
+
+
+def test_providers_that_ignore_their_cancellation_are_a_handful_of_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """One function opens the resources of all tenants, and each try of each of them ignores it."""
+
+    @asynccontextmanager
+    async def provide(tenant: str) -> AsyncGenerator[str]:
+        end = asyncio.get_running_loop().time() + 60
+        while asyncio.get_running_loop().time() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+        yield tenant
+
+    async def main() -> None:
+        time = asyncio.get_running_loop().time
+
+        async def go_on(tenant: str) -> None:
+            while time() < HOUR:
+                await use(pool, tenant)
+
+        async with ResourcePool(provide, timeouts=PoolTimeouts(open=5)) as pool:
+            await asyncio.gather(*(go_on(f"t{number}") for number in range(50)))
+
+    run_virtual(main())
+    lines = [record.message for record in loud(caplog)]
+    assert any("ignores its cancellation" in line and " at " in line for line in lines)
+    assert any(line.startswith("Resources ignore a cancellation, again and again: ") for line in lines)
+    assert sum("cancellation" in line for line in lines) < 60

@@ -1,6 +1,7 @@
 """What a person reads in the log while something is wrong: one error, changes of state, and the end of it."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -103,6 +104,42 @@ async def test_a_dead_host_is_one_error_for_all_of_its_tenants(caplog: pytest.Lo
     assert "ConnectionRefusedError: refused" in errors[-1]
     assert len([text for _, text in told if text.startswith("Host available again: db-1; ")]) == 1
     assert len(told) <= 11
+
+
+@in_virtual_time
+async def test_an_end_is_told_also_where_the_pool_has_forgotten_the_failures(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was opened for half an hour; or the tenants were repaired. And the next outage is told of again."""
+    tenants = [Tenant(str(number)) for number in range(8)]
+    databases = Databases()
+    pool = ResourcePool(databases.provide, host=lambda tenant: "db-1", backoff=QUICK)
+
+    async def lease() -> None:
+        for tenant in tenants:
+            with contextlib.suppress(ResourceOpenError):
+                async with pool.lease(tenant):
+                    pass
+
+    async with pool:
+        for _ in range(2):
+            databases.errors.update((tenant, ConnectionRefusedError("refused")) for tenant in tenants)
+            await lease()
+            databases.errors.clear()
+            assert [text for _, text in lines(caplog) if text.startswith("Host not available: db-1")]
+            assert not [text for _, text in lines(caplog) if "available again" in text]
+            await asyncio.sleep(1800)
+            await lease()
+            for what in ("Host available again: db-1", "Resources available again for key: 0:us-east-1"):
+                assert [text for _, text in lines(caplog)].count(what) == 1
+            caplog.clear()
+            await pool.invalidate_where(lambda _tenant: True)
+            await asyncio.sleep(2 * 3600)
+        databases.errors[A] = ConnectionRefusedError("refused")
+        await fail(pool)
+        databases.errors.clear()
+        await pool.invalidate(A)
+        async with pool.lease(A):
+            pass
+    assert lines(caplog)[-1] == ("WARNING", "Resources available again for key: a:us-east-1")
 
 
 @in_virtual_time

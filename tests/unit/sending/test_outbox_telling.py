@@ -302,3 +302,56 @@ async def test_what_is_tried_no_more_is_forgotten() -> None:
     pauses.failed("other")
     assert not pauses.is_known("gone")
     assert pauses.active() == ["other"]
+
+
+def test_an_end_is_told_of_also_where_others_failed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pause is long over and forgotten; what the log told of it is not."""
+    send, away = MemoryQueue.send, {"invoices", "orders"}
+
+    async def sending(self: MemoryQueue, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
+        if self.info.name in away:
+            raise AccessDenied("allow sqs:SendMessage")
+        return await send(self, messages)
+
+    async def main() -> None:
+        async with LocalBroker() as broker, MemoryClient(broker) as client, Queues({}, client) as queues:
+            for name in away:
+                broker.create_queue(name)
+            messages = [OutgoingMessage(body="1")]
+            await queues.post("invoices", messages, "acme")
+            await asyncio.sleep(1200)
+            await queues.post("orders", messages, "acme")
+            away.clear()
+            assert not await queues.post("invoices", messages, "acme")
+
+    monkeypatch.setattr(MemoryQueue, "send", sending)
+    run_virtual(main())
+    assert caplog.messages[-1] == "Queue invoices takes messages of outboxes again"
+
+
+def test_an_outbox_that_can_be_read_again_is_told_of_also_where_others_failed_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As for a queue: the relay has long forgotten its pause."""
+    looks = Looks()
+    listed = ["acme"]
+
+    async def tenants() -> list[str]:
+        return listed
+
+    async def story() -> None:
+        looks.trouble = OSError("no")
+        await asyncio.sleep(5)
+        listed.clear()
+        await asyncio.sleep(1200)
+        listed.append("beta")
+        await asyncio.sleep(5)
+        looks.trouble = None
+        listed.append("acme")
+        await asyncio.sleep(120)
+
+    run(looks, tenants, story)
+    assert caplog.messages.count("The outbox of tenant acme can be read again") == 1
+    assert caplog.messages.count("The outbox of tenant beta can be read again") == 1
