@@ -331,7 +331,7 @@ class Outages:
         how = ", again and again" if repeats else ", too"
         if len(found) == 1 and not group.unknown:
             [(subject, story)] = found
-            who, last, extra = self._named(kind, subject), "", _about(kind, subject)
+            who, extra = self._named(kind, subject), _about(kind, subject)
             state = f"for {_seconds(now - story.began)} now" if story.down else "not at this moment"
             if others := group.down - story.down:
                 state += f", and {counted(others, 'other')} at this moment"
@@ -340,10 +340,12 @@ class Outages:
             both = [f"{counted(len(found), kind.unit)} ({named})"] if found else []
             both += [f"{counted(group.unknown, 'failure')} of others, not told apart"] if group.unknown else []
             who = " and ".join(both)
-            last, extra = f", {self._named(kind, group.subject)}", _about(kind)
+            subject, extra = None, _about(kind)
             state = f"{group.down} at this moment"
             if group.new and repeats:
                 state += f", {group.new} new ({_some(group.newest, group.new)})"
+        # The cause may name what failed last.
+        last = "" if subject == group.subject else f", {self._named(kind, group.subject)}"
         text = "%s%s: %s, %s in %s, %s (last%s: %s)"
         said = (kind.what, how, who, counted(times, "time"), _seconds(now - since), state, last, group.cause)
         kind.log.log(logging.WARNING, text, *said, extra=extra)

@@ -452,3 +452,15 @@ def test_whatever_happens_each_end_is_told_and_nothing_stays(seed: int, caplog: 
     assert len(scene.outages) == 0
     assert "()" not in caplog.text
     assert all(" no more for " in line or ", not at this moment" in line for line in caplog.messages[-1:])
+
+
+def test_a_line_about_one_says_that_its_cause_is_that_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    """The cause may name the other one."""
+    scene = Scene()
+    for _ in range(2):
+        scene.fail("a")
+        scene.work("a")
+    scene.fail("b")
+    scene.wait(60)
+    (line,) = [text for text in caplog.messages if ": key a, " in text]
+    assert line.endswith("(last, key b: OSError: no)")
