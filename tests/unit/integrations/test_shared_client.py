@@ -71,7 +71,7 @@ def test_it_opens_in_another_loop_after_it_could_not_be_opened(make: Callable[[A
             pass
 
     async def main() -> list[BaseException | None]:
-        return await asyncio.gather(use(), use(), return_exceptions=True)
+        return list(await asyncio.gather(use(), use(), return_exceptions=True))
 
     session.down = True
     assert [type(error) for error in asyncio.run(main())] == [OSError, OSError]

@@ -160,7 +160,7 @@ def test_what_may_pass_is_worth_another_try(error: Exception, retryable: bool) -
 def test_what_a_foreign_provider_of_credentials_raises_at_the_start_may_pass() -> None:
     """Only what botocore itself refuses would be the same at the next try."""
 
-    class VaultIsSealed(BotoCoreError):
+    class VaultIsSealed(BotoCoreError):  # type: ignore[misc] # botocore has no types
         fmt = "vault is sealed"
 
     told = translate(VaultIsSealed(), operation=OPENING)
