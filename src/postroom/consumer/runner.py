@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from random import Random
+from types import FrameType
 from typing import Any, Final
 
 from postroom.checking import check_kind
@@ -118,9 +119,15 @@ def _tell_of_threads() -> None:
             continue
         thread.join(_MOMENT)
         frames = frames_in(thread.ident) if thread.is_alive() else []
-        if frames and frames[0].f_code.co_name != "_worker":  # of an executor, where it waits for work
+        if frames and not _waits_for_work(thread, frames[0]):
             text = "The process cannot end before thread %s does, at %s: give what hangs there a time limit of its own"
             _log.error(text, thread.name, place_in(frames), extra=about(step=Step.STOP))
+
+
+def _waits_for_work(thread: threading.Thread, frame: FrameType) -> bool:
+    """Return whether it is a thread of an executor that has no work: Python ends it."""
+    of_threads = frame.f_code.co_name == "_worker" and frame.f_globals.get("__name__") == "concurrent.futures.thread"
+    return of_threads or not getattr(thread, "pending_work_items", True)  # which the thread of a process pool has
 
 
 async def _has_opened(work: Awaitable[object]) -> bool:

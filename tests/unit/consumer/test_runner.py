@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -26,6 +27,7 @@ from postroom import (
     run,
     serve,
 )
+from postroom.consumer import runner
 from postroom.consumer.runner import run_to_exit
 from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
@@ -358,6 +360,29 @@ def test_a_thread_for_which_the_process_waits_is_named(caplog: pytest.LogCapture
         executor.shutdown()
     (line,) = [text for text in caplog.messages if "of-the-application" in text]
     assert line.startswith("The process cannot end before thread of-the-application_0 does, at ")
+
+
+def test_only_an_idle_thread_of_an_executor_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Not that of a process pool without work; but one of the application, whatever its function is called."""
+    hangs, release = threading.Event(), threading.Lock()
+
+    def _worker() -> None:
+        hangs.set()
+        release.acquire()
+
+    release.acquire()
+    thread = threading.Thread(target=_worker, name="of-the-application")
+    thread.start()
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            assert pool.submit(len, "x").result() == 1
+            assert hangs.wait(10)
+            runner._tell_of_threads()
+    finally:
+        release.release()
+        thread.join()
+    (line,) = [text for text in caplog.messages if text.startswith("The process cannot end before thread ")]
+    assert "before thread of-the-application does, at " in line
 
 
 @with_world
