@@ -10,7 +10,7 @@ from postroom.testing._servers import Entered
 
 
 class Server(Entered):
-    """One whose start takes as long as the test says."""
+    """A server with a start that takes as long as the test says."""
 
     def __init__(self) -> None:
         self.begun, self.goes_on = threading.Event(), threading.Event()
