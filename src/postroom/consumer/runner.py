@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from random import Random
+from types import FrameType
 from typing import Any, Final
 
 from postroom.checking import check_kind
@@ -123,7 +124,7 @@ def _hung_threads() -> list[threading.Thread]:
             continue
         thread.join(_MOMENT)
         frames = frames_in(thread.ident) if thread.is_alive() else []
-        if frames and frames[0].f_code.co_name != "_worker":  # of an executor, where it waits for work
+        if frames and not _waits_for_work(thread, frames[0]):
             text = "Thread %s hangs at %s; the process ends without it: give what hangs there a time limit of its own"
             _log.error(text, thread.name, place_in(frames), extra=about(step=Step.STOP))
             hung.append(thread)
@@ -151,29 +152,57 @@ def _leave_behind(hung: Sequence[threading.Thread], code: ExitCode) -> None:
         threading._register_atexit(ending.set)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-async def _has_opened(work: Awaitable[object]) -> bool:
-    """Open what is beside the consumers. Returns False where a signal came first, which PID 1 would not hear else."""
-    task, heard = asyncio.current_task(), 0
+def _waits_for_work(thread: threading.Thread, frame: FrameType) -> bool:
+    """Return whether it is a thread of an executor that has no work: Python ends it."""
+    of_threads = frame.f_code.co_name == "_worker" and frame.f_globals.get("__name__") == "concurrent.futures.thread"
+    return of_threads or not getattr(thread, "pending_work_items", True)  # which the thread of a process pool has
 
-    def give_up(number: signal.Signals) -> None:
-        nonlocal heard
-        heard += 1
-        _log.info("%s: the start is given up (what runs beside the consumers is opened)", number.name)
+
+async def _has_opened(work: Awaitable[object]) -> bool:
+    """Open what is beside the consumers. Returns False where a signal came first, which PID 1 would not hear else.
+
+    A second signal ends the process at once, also where what is opened blocks the loop.
+    """
+    loop, task, gave_up = asyncio.get_running_loop(), asyncio.current_task(), False
+
+    def give_up(name: str) -> None:
+        _log.info("%s: the start is given up (what runs beside the consumers is opened)", name)
         if task is not None:
             task.cancel()
 
-    with _signals(give_up):
+    def hear(number: int, _frame: FrameType | None) -> None:
+        nonlocal gave_up
+        if gave_up:
+            sys.exit(128 + number)
+        gave_up = True
+        loop.call_soon_threadsafe(give_up, signal.Signals(number).name)
+
+    with _listening(hear):
         try:
             await work
-            if heard:
+            if gave_up:
                 await asyncio.sleep(0)  # what opened in that very moment was not cancelled yet
         except asyncio.CancelledError:
-            if not heard or task is None or task.cancelling() > heard:
+            if not gave_up or task is None or task.cancelling() > 1:
                 raise
-    for _ in range(heard):
-        if task is not None:
-            task.uncancel()
-    return not heard
+    if gave_up and task is not None:
+        task.uncancel()
+    return not gave_up
+
+
+@contextmanager
+def _listening(hear: Callable[[int, FrameType | None], object]) -> Generator[None]:
+    """Listen to signals in the midst of any code, in the main thread."""
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in _SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            before[number] = signal.signal(number, hear)
+            _heard.add(number)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            _heard.discard(number)
 
 
 async def _end_tasks() -> None:
@@ -220,7 +249,7 @@ async def serve(*consumers: Consumer[Any, Any], freeze: bool = False, wait: floa
         _log.critical("Nothing to run: pass at least one consumer", extra=about(step=Step.START))
         return ExitCode.CONFIGURATION
     process = _Process(consumers, freeze=freeze, wait=wait)
-    with _signals(process.on_signal):
+    with _signals(process):
         await process.live()
     return _verdict(process.started, process.problems)
 
@@ -435,13 +464,13 @@ _heard: set[signal.Signals] = set()
 
 
 @contextmanager
-def _signals(hear: Callable[[signal.Signals], object]) -> Generator[None]:
+def _signals(process: _Process) -> Generator[None]:
     loop = asyncio.get_running_loop()
     installed: list[signal.Signals] = []
     try:
         for number in _SIGNALS:
             try:
-                loop.add_signal_handler(number, hear, number)
+                loop.add_signal_handler(number, process.on_signal, number)
             except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not on this platform
                 break
             installed.append(number)

@@ -77,7 +77,7 @@ class SharedClient:
             if finish is not None and not self._users:
                 await finish()
         finally:
-            if not self._users and self._client is not None:  # another may have entered, and left, meanwhile
+            if not self._users:  # another may have entered meanwhile
                 self._client = None
                 self._opening = asyncio.Lock()  # the next event loop needs one of its own
                 stack, self._stack = self._stack, AsyncExitStack()

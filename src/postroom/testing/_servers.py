@@ -2,8 +2,11 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
+
+from postroom.tasks import told_once
 
 
 class Entered(ABC):
@@ -31,8 +34,10 @@ class Entered(ABC):
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             # The thread cannot be cancelled: what it started would be left behind.
-            await asyncio.wait([starting])
-            await asyncio.to_thread(self.stop)
+            while not starting.done():  # however often this is cancelled
+                with suppress(asyncio.CancelledError), told_once():
+                    await asyncio.wait([starting])
+            self.stop()
             raise
 
     async def __aexit__(

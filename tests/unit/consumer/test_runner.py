@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -26,6 +27,7 @@ from postroom import (
     run,
     serve,
 )
+from postroom.consumer import runner
 from postroom.consumer.runner import run_to_exit
 from postroom.events import ConsumerStopped, Event
 from postroom.local import LocalBroker
@@ -360,6 +362,29 @@ def test_a_thread_without_which_the_process_ends_is_named(caplog: pytest.LogCapt
     assert line.startswith("Thread of-the-application_0 hangs at ")
 
 
+def test_only_an_idle_thread_of_an_executor_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Not that of a process pool without work; but one of the application, whatever its function is called."""
+    hangs, release = threading.Event(), threading.Lock()
+
+    def _worker() -> None:
+        hangs.set()
+        release.acquire()
+
+    release.acquire()
+    thread = threading.Thread(target=_worker, name="of-the-application")
+    thread.start()
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            assert pool.submit(len, "x").result() == 1
+            assert hangs.wait(10)
+            assert runner._hung_threads() == [thread]
+    finally:
+        release.release()
+        thread.join()
+    (line,) = [text for text in caplog.messages if text.startswith("Thread ")]
+    assert line.startswith("Thread of-the-application hangs at ")
+
+
 @with_world
 async def test_a_long_stop_says_every_few_seconds_what_it_waits_for(
     world: World, caplog: pytest.LogCaptureFixture
@@ -479,6 +504,27 @@ def test_a_signal_while_what_is_beside_opens_ends_the_process(
         assert run_to_exit([consumer(None)], wait=0, beside=beside()) is ExitCode.CLEAN
     assert seen == (["open", "closed"] if opens else ["closed"]) * 2
     assert f"{number.name}: the start is given up (what runs beside the consumers is opened)" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_what_blocks_the_loop_as_it_opens(number: signal.Signals) -> None:
+    """The first one can only be heard where the loop runs. Afterwards all is as it was."""
+    before = signal.getsignal(number)
+    seen: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def beside() -> AsyncGenerator[None]:
+        signal.raise_signal(number)
+        seen.append("goes on")
+        signal.raise_signal(number)
+        seen.append("goes on again")
+        yield
+
+    with pytest.raises(SystemExit) as ended:
+        run_to_exit([consumer(None)], wait=0, beside=beside())
+    assert ended.value.code == 128 + number
+    assert seen == ["goes on"]
+    assert signal.getsignal(number) is before
 
 
 async def test_a_signal_drains_and_a_second_one_cancels(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,11 +18,14 @@ class Session:
 
     def __init__(self) -> None:
         self.made = self.open = 0
+        self.down = False
 
     @asynccontextmanager
     async def create_client(self, *_arguments: Any, **_options: Any) -> AsyncGenerator[object]:
         """Open a client."""
         await asyncio.sleep(0.01)
+        if self.down:
+            raise OSError("down")
         self.made += 1
         self.open += 1
         yield object()
@@ -55,3 +58,22 @@ def test_it_is_opened_once_for_all_users_in_one_loop_after_the_other(make: Calla
     for loops in (1, 2):
         asyncio.run(main())
         assert session.made == loops
+
+
+@pytest.mark.parametrize("make", [_claim_check, _task_tokens])
+def test_it_opens_in_another_loop_after_it_could_not_be_opened(make: Callable[[Any], Made]) -> None:
+    """Nothing of a loop in which several waited for it in vain is left."""
+    session = Session()
+    made = make(session)
+
+    async def use() -> None:
+        async with made:
+            pass
+
+    async def main() -> list[BaseException | None]:
+        return list(await asyncio.gather(use(), use(), return_exceptions=True))
+
+    session.down = True
+    assert [type(error) for error in asyncio.run(main())] == [OSError, OSError]
+    session.down = False
+    assert asyncio.run(main()) == [None, None]

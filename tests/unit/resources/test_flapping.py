@@ -96,9 +96,9 @@ def test_opens_that_fail_at_random_are_told_of_for_all_tenants_together(caplog: 
     assert len(failed) > 95  # by chance, some may open each time
     first_minute = [record for record in loud(caplog) if record.levelno == logging.ERROR][:10]
     assert len({vars(record)["tenant"] for record in first_minute}) == 10
-    found = re.match(r"Resources not available, again and again: (\d+) keys", loud(caplog)[-1].message)
-    assert found is not None
-    assert int(found[1]) > 90  # those that failed since the last such line
+    summary = re.compile(r"Resources not available, again and again: (\d+) keys")
+    counts = [int(found[1]) for record in loud(caplog) if (found := summary.match(record.message))]
+    assert max(counts) > 90  # those that failed since the line before; few at the end, where most have done their work
 
 
 def test_a_host_that_comes_and_goes_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

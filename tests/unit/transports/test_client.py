@@ -281,6 +281,21 @@ async def test_a_role_that_cannot_be_one_is_told(monkeypatch: pytest.MonkeyPatch
             await client.queue("orders")
 
 
+async def test_a_token_that_is_not_written_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, sqs: FakeSqs, tmp_path: Path
+) -> None:
+    """As a file that is not there yet: acknowledgements must not be given up for it."""
+    (tmp_path / "token").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::000000000000:role/worker")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsClient(endpoint_url=sqs.url, max_attempts=1) as client:
+        with pytest.raises(AccessDenied, match=r"parameter WebIdentityToken.*AWS_WEB_IDENTITY_TOKEN_FILE") as caught:
+            await client.queue("orders")
+    assert caught.value.retryable
+
+
 @pytest.mark.parametrize("content", [None, "no certificate"])
 async def test_a_file_with_certificates_that_cannot_be_used_is_told(content: str | None, tmp_path: Path) -> None:
     """It is missing in the image, or something else. The network has nothing to do with it."""

@@ -19,7 +19,7 @@ from postroom.errors import (
     Throttled,
     TransportError,
 )
-from postroom.transports.aws.errors import Subject, kind_of, translate
+from postroom.transports.aws.errors import OPENING, Subject, kind_of, translate
 
 QUEUE = Subject(text="queue 'orders'", resource="arn:aws:sqs:us-east-1:123456789012:orders")
 
@@ -155,6 +155,19 @@ def test_what_may_pass_is_worth_another_try(error: Exception, retryable: bool) -
     told = translate(error, operation="DeleteMessageBatch", subject=QUEUE)
     assert isinstance(told, TransportError)
     assert told.retryable == retryable
+
+
+def test_what_a_foreign_provider_of_credentials_raises_at_the_start_may_pass() -> None:
+    """Only what botocore itself refuses would be the same at the next try."""
+
+    class VaultIsSealed(BotoCoreError):  # type: ignore[misc] # botocore has no types
+        fmt = "vault is sealed"
+
+    told = translate(VaultIsSealed(), operation=OPENING)
+    assert isinstance(told, TransportError)
+    assert told.retryable
+    refused = translate(exceptions.InvalidRetryModeError(provided_retry_mode="x", valid_modes="y"), operation=OPENING)
+    assert type(refused) is ConfigurationError
 
 
 def refused(code: str, *, said: str = "said", asked: str = "X") -> TransportError:

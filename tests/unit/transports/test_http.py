@@ -1,6 +1,7 @@
 """The hot path's HTTP: one request, one whole answer, or none; and which connections are used again."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -451,6 +452,24 @@ def _twin_to(port: int) -> socket.socket:
                     return twin
             twin.close()
     raise LookupError(port)
+
+
+async def test_no_descriptor_is_left_where_a_socket_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system may refuse to tell the address of one that was shut down, as macOS does."""
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+            if family == -1 and fileno is not None:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            super().__init__(family, type, proto, fileno)
+
+    async with Server(forever_ok) as server:
+        before = len(os.listdir("/dev/fd"))
+        async with pool_to(server.port) as pool:
+            await pool.exchange(REQUEST)
+            monkeypatch.setattr(socket, "socket", Socket)
+        await server.gone.wait()
+        assert len(os.listdir("/dev/fd")) <= before
 
 
 async def test_a_request_cancelled_just_as_it_is_answered_leaves_no_connection_behind() -> None:

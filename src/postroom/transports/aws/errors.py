@@ -254,7 +254,8 @@ def translate(error: Exception, *, operation: str, subject: Subject = _NOTHING) 
             meaning = _behind(error) or meaning
             text = f"{where}: {_said(error, meaning.advice) or type(error).__name__}; {meaning.advice}"
             return _make(meaning, text, operation=operation, code=type(error).__name__)
-        if cls.__name__ == "BotoCoreError" and operation == OPENING:
+        # A provider of credentials that is not botocore's own may be down for a moment.
+        if cls.__name__ == "BotoCoreError" and operation == OPENING and type(error).__module__ == cls.__module__:
             text = f"{where}: {quote(str(error)).rstrip('.')}; {_NO_CLIENT.advice}"
             return _make(_NO_CLIENT, text, operation=operation, code=type(error).__name__)
     if isinstance(error, RuntimeError) and "credentials" in str(error).lower():
@@ -271,7 +272,10 @@ def _behind(error: Exception) -> _Meaning | None:
     """Return what it means that no request could be made, where botocore has no word for that."""
     if (of_credentials := _OF_CREDENTIALS.get(type(error).__name__)) is not None:  # else it is of a request of ours
         frames = traceback.walk_tb(error.__traceback__)
-        return of_credentials if any(_module_of(frame) == "aiobotocore.credentials" for frame, _ in frames) else None
+        if all(_module_of(frame) != "aiobotocore.credentials" for frame, _ in frames):
+            return None
+        # The file of the token is empty, for as long as another program has not written it.
+        return of_credentials._replace(retryable=True) if "WebIdentityToken" in str(error) else of_credentials
     inner = getattr(error, "kwargs", {}).get("error") if type(error).__name__ == "HTTPClientError" else None
     if "header injection" in str(inner):  # of aiohttp
         return _NO_HEADER

@@ -6,7 +6,6 @@ It knows no redirects, no cookies, no compression, no proxies and no retries. An
 
 import asyncio
 import contextvars
-import os
 import socket
 import ssl
 from collections import deque
@@ -127,7 +126,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         if (shared := self._transport.get_extra_info("socket")) is not None:
-            with suppress(OSError), socket.socket(fileno=os.dup(shared.fileno())) as own:
+            with suppress(OSError), socket.fromfd(shared.fileno(), shared.family, shared.type) as own:
                 own.shutdown(socket.SHUT_RDWR)
         self._transport.abort()
 
