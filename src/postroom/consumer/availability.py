@@ -461,8 +461,9 @@ class Availability:
             del known[Obstacle(ObstacleKind.HOST, host)]
             self._asleep.pop(host, None)
             self._trying.pop(host, None)
+            level, extra = self._forgotten(host, now, _DOWN), about(step=Step.RESOURCES)
             text = "No message has needed host %s for %.0f s: it is no longer said to be unavailable"
-            _log.log(self._forgotten(host, now, _DOWN), text, display_key(host), _FORGOTTEN)
+            _log.log(level, text, display_key(host), _FORGOTTEN, extra=extra)
 
     def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
         """Note that what failed is tried no longer, and let it be news when it is. Returns how loud its line is."""
