@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import msgspec
@@ -64,8 +65,9 @@ class PreparedQueue:
     """Hands out prepared messages, ten at a time, and takes every delete."""
 
     def __init__(self, messages: int, tenants: int, *, grouped: bool = False) -> None:
+        self._make = partial(_message, tenants=tenants, grouped=grouped)
         numbers = range(0, messages, 10)
-        self._batches = [[_message(n + i, tenants, grouped=grouped) for i in range(10)] for n in numbers]
+        self._batches = [[self._make(n + i) for i in range(10)] for n in numbers]
         self._left = messages
         self.empty = asyncio.Event()
         self.calls = 0
@@ -95,7 +97,8 @@ class PreparedQueue:
         return []
 
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-        """Take every change."""
+        """Take every change. What goes back, as of a noisy tenant, comes again; nothing is held until it is extended."""
+        self._batches += [[self._make(int(change.receipt_handle[2:]))] for change in changes]
         return []
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> list[SendResult | EntryFailure]:
