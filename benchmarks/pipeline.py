@@ -97,7 +97,7 @@ class PreparedQueue:
         return []
 
     async def change_visibility(self, changes: Sequence[VisibilityChange]) -> list[EntryFailure]:
-        """Take every change: what goes back, as of a noisy tenant, comes again. Nothing is held until it is extended."""
+        """Take every change: what goes back, as of a noisy tenant, comes again. Nothing is extended here."""
         self._batches += [[self._make(int(change.receipt_handle[2:]))] for change in changes]
         return []
 
