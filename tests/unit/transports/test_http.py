@@ -404,8 +404,9 @@ async def test_a_connection_that_is_to_be_closed_is_closed(answer: bytes) -> Non
         assert server.connections == 2
 
 
-async def test_a_cancelled_request_closes_its_connection() -> None:
-    """The answer that still comes must not meet the next request."""
+@asynccontextmanager
+async def unanswered() -> AsyncIterator[tuple[Server, HttpPool, "asyncio.Task[Answer]"]]:
+    """Make a request that a server has read, and does not answer."""
     asked = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -416,6 +417,12 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
     async with Server(serve) as server, pool_to(server.port) as pool:
         task = asyncio.create_task(pool.exchange(REQUEST), name="request")
         await asked.wait()
+        yield server, pool, task
+
+
+async def test_a_cancelled_request_closes_its_connection() -> None:
+    """The answer that still comes must not meet the next request."""
+    async with unanswered() as (server, pool, task):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -425,16 +432,7 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
 
 async def test_a_cancelled_request_is_over_for_the_server_though_a_forked_child_has_its_connection() -> None:
     """Such as a worker of a process pool: SQS would give messages to a long poll that has no reader."""
-    asked = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(len(REQUEST))
-        asked.set()
-        await reader.read()
-
-    async with Server(serve) as server, pool_to(server.port) as pool:
-        task = asyncio.create_task(pool.exchange(REQUEST), name="request")
-        await asked.wait()
+    async with unanswered() as (server, _pool, task):
         with closing(_twin_to(server.port)):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
