@@ -671,7 +671,7 @@ class Core:
             reason = f"not tried: {without_next_try(in_words(error))}"
         if reason is not None:
             self.reject(job, reason, delay)
-            self._halt_behind(job)
+            self.give_group_back(job)
             return False
         if self._backs_off_here(job, delay, now):
             self._back_off(job, delay, now)
@@ -741,16 +741,11 @@ class Core:
         if job.group is not None:
             self._halts.setdefault(job.group, Halt()).out += 1
 
-    def _halt_behind(self, job: Job) -> None:
-        """Let what waits behind a message in its group wait until that one is rejected."""
-        if job.group is None or self.closing or self.scheduler.has_again(job):
-            self.give_group_back(job)
-        else:
-            for behind in self.scheduler.withdraw_group(job):
-                self._halts[job.group].add(behind)
-
     def give_group_back(self, job: Job) -> None:
-        """Give back, in order, what waits behind a message in its group: nothing may overtake it."""
+        """Give back, in order, what waits behind a message in its group: nothing may overtake it.
+
+        What is behind a message that is rejected waits for that here: given back, it would come at once.
+        """
         if job.group is not None and not job.parted and not self._is_gone(job):
             # Remembered for the stop: a poll that ends later may bring more of the group.
             if self.closing:
@@ -762,6 +757,10 @@ class Core:
             behind = self.scheduler.withdraw_group(job)
             if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
                 self._halt_behind_left(job, behind)
+                return
+            if job.rejecting and not self.closing:
+                for each in behind:
+                    self._halts[job.group].add(each)
                 return
             for other in behind:
                 self.return_behind(other)

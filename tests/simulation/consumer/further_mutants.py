@@ -100,6 +100,17 @@ def _goes_back_behind(arrive: Any) -> Any:
     return mutant
 
 
+def _returns_behind(give_group_back: Any) -> Any:
+    """Give back at once what waits behind a message while that is sent to the dead-letter queue."""
+
+    def mutant(self: Core, job: Job) -> None:
+        rejecting, job.rejecting = job.rejecting, False
+        give_group_back(self, job)
+        job.rejecting = rejecting
+
+    return mutant
+
+
 def _rejects_in_quarantine(send_away: Any) -> Any:
     """Send what is in quarantine to the dead-letter queue as any other message, whether or not that takes it."""
 
@@ -153,6 +164,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),
+    Mutant(
+        "returns what waits behind a letter", swap(Core, "give_group_back", _returns_behind), 300_002_822, "expense"
+    ),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
     Mutant("ends a stop before the next try", says(Scheduler, "startable_before", 0), 300_000_392, "poison"),
     Mutant("keeps no quarantine", swap(Pipeline, "_send_away", _rejects_in_quarantine), 300_002_210, "attempts"),

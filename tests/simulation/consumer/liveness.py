@@ -23,7 +23,8 @@ def bound(plan: Plan, orders: Iterable[OrderPlan]) -> float:
     """
     options = plan.options
     backoff = plan.backoff if plan.shared_pool else OpenBackoff()
-    pause: float = options["retry"].cap + _STEP + max(backoff.cap, backoff.permanent)
+    # Twice: where others of its tenant have just tried in vain, it waits for the end of their pause, then of its own.
+    pause: float = options["retry"].cap + _STEP + 2 * max(backoff.cap, backoff.permanent)
     if plan.ack is AckMode.MANUAL:
         pause += options["visibility"].timeout  # nothing is done about a failure: it is left to that
     if options["faults"].breaker_after is not None:
