@@ -151,7 +151,10 @@ class Batcher(Generic[E]):
         self._resting: dict[asyncio.TimerHandle, list[E]] = {}
         self._forgotten = 0
         """Entries that were dropped and may still stand in a line: each keeps its message's body."""
-        self._linger_timer: asyncio.Handle | None = None
+        self._leave_at = 0.0
+        """When what waits for company leaves at the latest: timed from the first of it."""
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Handle | None = None
         self._gate_timer: asyncio.TimerHandle | None = None
         self._calls: dict[asyncio.Task[None], float] = {}
         """The calls that are not answered, and when they left, in that order."""
@@ -197,18 +200,33 @@ class Batcher(Generic[E]):
         if len(buffer) >= MAX_BATCH:
             self.flush()
         elif urgent or self._draining:
-            self._stop_lingering()
             # Not in this very call: what else is decided in this turn of the loop shares the
             # request.
-            self._linger_timer = self._tasks.call_soon(self.flush)
-        elif self._linger_timer is None:
+            if self._flushing is None:
+                self._flushing = self._tasks.call_soon(self.flush)
+        elif len(buffer) == 1 and self._flushing is None:
             # Timed from the first entry: restarted by every entry, a steady trickle would postpone
             # it without end.
-            self._linger_timer = self._tasks.call_later(self._linger, self.flush)
+            self._leave_at = self._time() + self._linger
+            # One timer for many batches: nearly all of them are full before it rings.
+            if self._linger_timer is None:
+                self._linger_timer = self._tasks.call_at(self._leave_at, self._look_for_company)
+
+    def _look_for_company(self) -> None:
+        """Send what has waited for company for long enough."""
+        self._linger_timer = None
+        if not self._buffer:
+            return
+        if self._leave_at <= self._time():
+            self.flush()
+        else:  # what the timer was set for has left, and others came
+            self._linger_timer = self._tasks.call_at(self._leave_at, self._look_for_company)
 
     def flush(self) -> None:
         """Send what waits for company now."""
-        self._stop_lingering()
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         self._ready.extend(self._buffer)
         self._buffer.clear()
         self._pump()
@@ -281,7 +299,10 @@ class Batcher(Generic[E]):
     def close(self) -> None:
         """Send nothing any longer, and give calls up that are not answered."""
         self.closed = True
-        self._stop_lingering()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         if self._gate_timer is not None:
             self._gate_timer.cancel()
         if self._lateness is not None:
@@ -301,11 +322,6 @@ class Batcher(Generic[E]):
             return _closed(self._name)
         full = self._most is not None and len(self._open) >= self._most and not self._gate.is_open
         return self.last_error if full else None
-
-    def _stop_lingering(self) -> None:
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
-            self._linger_timer = None
 
     def _pump(self) -> None:
         """Send what may leave now; the rest goes when the gate lets it."""

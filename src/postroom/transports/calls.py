@@ -26,8 +26,8 @@ class Calls:
         self._out: set[asyncio.Task[Any]] = set()
         self.closed: bool = False
 
-    async def make(self, what: str, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make a call and return its result.
+    async def make(self, what: object, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call and return its result. The text of ``what`` says in an error which call it was.
 
         Raises:
             ClosedError: the client is closed, or was closed before the call ended.

@@ -93,6 +93,34 @@ async def test_fewer_leave_after_a_short_wait() -> None:
 
 
 @in_virtual_time
+async def test_each_batch_waits_from_its_own_first_entry() -> None:
+    """One timer serves many batches: it neither hurries the later ones nor keeps them."""
+    recorder = Recorder()
+    for number in range(10):
+        recorder.batcher.add(number)
+    await asyncio.sleep(0.05)
+    for number in range(10, 21):
+        recorder.batcher.add(number)
+    await asyncio.sleep(0.02)
+    recorder.batcher.add(21)
+    await asyncio.sleep(0.05)
+    recorder.batcher.add(22, urgent=True)
+    await asyncio.sleep(0.07)
+    recorder.batcher.add(23)
+    await asyncio.sleep(1)
+    recorder.batcher.add(24)
+    await asyncio.sleep(1)
+    assert [(round(at, 9), entries) for at, entries in recorder.sent] == [
+        (0.0, [*range(10)]),
+        (0.05, [*range(10, 20)]),
+        (0.12, [20, 21, 22]),
+        (0.29, [23]),
+        (1.29, [24]),
+    ]
+    assert recorder.batcher.pending == 0
+
+
+@in_virtual_time
 async def test_an_urgent_entry_takes_the_others_along() -> None:
     """What waits leaves with it, in this turn of the loop."""
     recorder = Recorder()

@@ -108,6 +108,26 @@ def test_one_signer_signs_across_seconds_and_days() -> None:
         assert head["authorization"] == expected
 
 
+def test_equal_receives_are_signed_once_a_second() -> None:
+    """A busy queue is asked a thousand times a second. Other requests are not kept, and no more than a hundred."""
+    credentials = ReadOnlyCredentials("AKID", "secret", None)
+    signer = Signer(Scope(host="localhost:1", region="us-east-1", service="sqs", user_agent="postroom/0"), credentials)
+    first = signer.request("ReceiveMessage", b"{}", now=100)
+    assert signer.request("ReceiveMessage", b"{}", now=100) is first
+    assert signer.request("ReceiveMessage", b"[]", now=100) != first
+    assert signer.request("ReceiveMessage", b"{}", now=101) != first
+    assert signer.request("ReceiveMessage", b"{}", now=100) is not first
+    deleted = signer.request("DeleteMessageBatch", b"{}", now=100)
+    assert deleted != first
+    assert signer.request("DeleteMessageBatch", b"{}", now=100) is not deleted
+    many = [b"%d" % number for number in range(1_000)]
+    signed = [signer.request("ReceiveMessage", body, now=100) for body in many]
+    kept = [
+        signer.request("ReceiveMessage", body, now=100) is before for body, before in zip(many, signed, strict=True)
+    ]
+    assert sum(kept) < 100
+
+
 @pytest.mark.parametrize("token", ["a\r\nX-Evil: 1", "a\nb", "a b  c", " a", "a\t", "ä"])
 def test_credentials_that_fit_no_header_are_refused(token: str) -> None:
     """A token with a line break, or with what a proxy might fold, is never sent."""

@@ -4,7 +4,6 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -40,15 +39,14 @@ _POLLS_WAIT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One call of SQS. Its text never shows the parameters: bodies are the tenant's."""
 
     operation: str
     parameters: Parameters
     subject: Subject
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.operation} on {self.subject.text}"
 
 
@@ -115,13 +113,13 @@ class Connection:
 
     async def call(self, request: Request, read: Callable[[Parameters], T], *, room: Room | None = None) -> T:
         """Make a call by the ordinary client, its retries included, and return what ``read`` makes of the answer."""
-        return await self._calls.make(str(request), self._call, request, read, None, room)
+        return await self._calls.make(request, self._call, request, read, None, room)
 
     async def call_hot(
         self, request: Request, read: Callable[[Parameters], T], decode: Callable[[bytes], T], *, room: Room
     ) -> T:
         """Make a call by the hot path; by the ordinary client if that misses or may not be taken."""
-        return await self._calls.make(str(request), self._call, request, read, decode, room)
+        return await self._calls.make(request, self._call, request, read, decode, room)
 
     async def settle_path(self) -> None:
         """Decide about the hot path, once botocore's first request showed where it leads."""
