@@ -86,13 +86,14 @@ class Deletes:
 
     async def send(self, entries: Sequence[Decision]) -> Sequence[EntryFailure]:
         """Delete up to ten messages."""
+        handles: list[str] = []
         for entry in entries:
             # Noted before the call: the message may be received again while it is out, and `done`
             # compares.
-            entry.sent_handle = entry.delivery.receipt_handle
+            entry.sent_handle = handle = entry.delivery.receipt_handle
             entry.on_its_way = True
+            handles.append(handle)
         try:
-            handles = [entry.sent_handle for entry in entries]
             return checked_failures(await self._queue.delete(handles), len(handles))
         finally:
             for entry in entries:
