@@ -206,16 +206,16 @@ class Availability:
         """What was met by messages that ran. An open of their tenant's resources says nothing about it."""
         self.known_outages: OrderedDict[Obstacle, Outage] = OrderedDict()
         """What cannot be used now. Empty, there is no end of an outage that a success could show."""
-        self._troubles: tuple[Sized, ...] = (self._open, self.met, self._hinted_hosts)
-        """While all of them are empty, and those of the pool, no tenant has to wait."""
         self._asleep: dict[Hashable, dict[Hashable, None]] = {}  # host: the tenants that wait for it
         self._trying: dict[Hashable, Job] = {}  # host: the message that shows by its open whether it is back
 
     @property
     def troubled(self) -> bool:
         """Whether any tenant may have to wait: asked before every start, so it has to be cheap."""
+        if self._open or self.met or self._hinted_hosts:
+            return True
         # The pool is asked each time: its application may close it and open it again under a running consumer.
-        return any(self._troubles) or (self._pool is not None and any(self._pool.troubles))
+        return self._pool is not None and any(self._pool.troubles)
 
     def wait(self, job: Job, now: float) -> Wait | None:
         """Return why a message may not run at this moment; None if it may. Does not choose a probe."""
