@@ -477,7 +477,7 @@ class Core:
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
-        elif not job.lost and (self._expires(job) or self._slips(job, now, self._lacks(job))):
+        elif not job.lost and self._ends_in_time(job, now):
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is not State.WAITING:
@@ -961,7 +961,7 @@ class Core:
             if job.task is not None:
                 if self._has_no_time(job, now):
                     idle.append(job)
-            elif self._expires(job) or self._slips(job, now, self._lacks(job)):
+            elif self._ends_in_time(job, now):
                 self.give_group_back(job)
                 self.finish(job, now)
         rest = waiting[AT_ONCE:]
@@ -970,7 +970,17 @@ class Core:
             if halt.until is not None and any(self._has_no_time(job, now) for job in halt.jobs):
                 halt.until = None
                 self._go_on_if_over(group, now)
+            elif halt.out:
+                self._reject_halted(halt, now)
         return idle, rest
+
+    def _reject_halted(self, halt: Halt, now: float) -> None:
+        """Reject what waits behind a dead letter and has no time to: that is not taken, or not confirmed."""
+        for job in tuple(halt.jobs):
+            job.source.facts.keep_up(now)
+            if job.settlement is None and not job.lost and self._ends_in_time(job, now, _AHEAD):
+                halt.jobs.remove(job)
+                job.state = State.DONE
 
     def _has_messages(self, tenant: Hashable) -> bool:
         """Whether messages of a tenant are here, or away because it cannot run."""
@@ -988,11 +998,14 @@ class Core:
         facts = job.source.facts
         return facts.seconds_left(job) < 1.0 if self.scheduler.is_blocked(job.tenant) else facts.is_last_call(job)
 
-    def _expires(self, job: Job) -> bool:
-        return self._is_too_late_for(job) and self._expire(job, self._lacks(job))
-
-    def _lacks(self, job: Job) -> str:
-        return _CANNOT if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+    def _ends_in_time(self, job: Job, now: float, obstacle: str | None = None) -> bool:
+        """Reject a message that waits here and has no time to. Returns whether it had none."""
+        late = self._is_too_late_for(job)
+        if not (late or self._is_slipping(job, now)):
+            return False
+        if obstacle is None:
+            obstacle = _CANNOT if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
+        return (late and self._expire(job, obstacle)) or self._slips(job, now, obstacle)
 
     def _slips(self, job: Job, now: float, obstacle: str) -> bool:
         """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""
@@ -1045,6 +1058,7 @@ _WHY: Final[dict[Settlement, str]] = {
     Settlement.DEFERRED: "its tenant could not run",
 }
 _BEHIND: Final = "not tried: a message before it in its group was not done"
+_AHEAD: Final = "a message before it in its group was still on its way to the dead-letter queue"
 
 
 def failure_named(error: BaseException) -> str:

@@ -167,6 +167,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "returns what waits behind a letter", swap(Core, "give_group_back", _returns_behind), 300_002_822, "expense"
     ),
+    Mutant("looks at nothing behind a letter", says(Core, "_reject_halted", None), 870_000_111, "attempts"),
     Mutant("gives deletes up", lambda: patch.object(settler, "MAX_VISIBILITY", 5.0), 300_000_000, "S5"),
     Mutant("ends a stop before the next try", says(Scheduler, "startable_before", 0), 300_000_392, "poison"),
     Mutant("keeps no quarantine", swap(Pipeline, "_send_away", _rejects_in_quarantine), 300_002_210, "attempts"),

@@ -316,6 +316,43 @@ def test_what_is_behind_a_message_that_slips_at_its_last_receive_costs_no_receiv
     assert (scene.scheduler.size, scene.core.halted) == (1, 0)
 
 
+def test_what_waits_behind_a_letter_is_rejected_before_its_own_last_receive_slips() -> None:
+    """Seed 870004629: it waited for the letter of the first one, and SQS moved it meanwhile, without a reason."""
+    scene = Scene(fifo=True, most=3)
+    head, behind = scene.job("head", group="g", receives=3), scene.job("behind", group="g", receives=3)
+    fresh = scene.job("fresh", group="g")
+    behind.deadline = fresh.deadline = 90.0
+    scene.scheduler.control(0, paused=True)
+    scene.arrive(head, behind, fresh)
+    scene.core.sweep(59.5)
+    scene.core.sweep(80.0)
+    assert len(scene.core.actions) == 1
+    scene.core.sweep(89.5)
+    first, second = scene.core.actions
+    assert isinstance(first, Reject)
+    assert isinstance(second, Reject)
+    assert second.job is behind
+    assert "a message before it in its group was still on its way to the dead-letter queue" in second.reason
+    assert scene.core.halted == 1
+    scene.core.rejected(head, 89.6, taken=True)
+    assert scene.scheduler.size == 0  # the second one's is still out
+    scene.core.rejected(behind, 89.7, taken=True)
+    assert (scene.scheduler.size, len(scene.core.actions)) == (1, 2)
+
+
+def test_what_is_lost_behind_a_letter_is_not_rejected() -> None:
+    """SQS has it."""
+    scene = Scene(fifo=True, most=3)
+    head, behind = scene.job("head", group="g", receives=3), scene.job("behind", group="g", receives=3)
+    scene.scheduler.control(0, paused=True)
+    scene.arrive(head, behind)
+    behind.deadline = 90.0
+    scene.core.sweep(59.5)
+    behind.lost = True
+    scene.core.sweep(89.5)
+    assert len(scene.core.actions) == 1
+
+
 def test_a_message_that_waits_for_a_slot_is_rejected_before_it_is_deleted() -> None:
     """All slots run for as long as SQS keeps a message: it becomes a dead letter with a reason, not nothing."""
     scene = Scene(total=1, per_tenant=1, retention=400.0)
