@@ -196,15 +196,15 @@ class Core:
             else:
                 self.return_late(job)
             return False
-        if self.closing:
-            self._arrive_late(job)
-            return False
         # One scene for a whole receive: on a busy queue its parts cost more than the rest of an
         # arrival.
         if scene is None:
             scene = self.scene()
         if job.group in scene.gone:
             self.return_behind(job)
+            return False
+        if self.closing:
+            self._arrive_late(job)
             return False
         blocked = not scene.calm and self.scheduler.blocked > 0 and self.scheduler.is_blocked(job.tenant)
         if not scene.calm and self._goes_away(job, now, blocked=blocked):
@@ -762,6 +762,8 @@ class Core:
                 for each in behind:
                     self._halts[job.group].add(each)
                 return
+            if (halt := self._halts.get(job.group)) is not None:  # one behind it was rejected meanwhile
+                behind, halt.jobs = [*behind, *halt.jobs], []
             for other in behind:
                 self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))

@@ -210,17 +210,18 @@ class Batcher(Generic[E]):
             self._leave_at = self._time() + self._linger
             # One timer for many batches: nearly all of them are full before it rings.
             if self._linger_timer is None:
-                self._linger_timer = self._tasks.call_at(self._leave_at, self._look_for_company)
+                self._set_linger_timer()
 
-    def _look_for_company(self) -> None:
-        """Send what has waited for company for long enough."""
+    def _set_linger_timer(self) -> None:
+        self._linger_timer = self._tasks.call_at(self._leave_at, self._look_for_company, self._leave_at)
+
+    def _look_for_company(self, due: float) -> None:
+        """Send what has waited for company until a time. Not by the clock: a loop's may be coarse, and rings early."""
         self._linger_timer = None
-        if not self._buffer:
-            return
-        if self._leave_at <= self._time():
+        if self._buffer and self._leave_at <= due:
             self.flush()
-        else:  # what the timer was set for has left, and others came
-            self._linger_timer = self._tasks.call_at(self._leave_at, self._look_for_company)
+        elif self._buffer:  # what the timer was set for has left, and others came
+            self._set_linger_timer()
 
     def flush(self) -> None:
         """Send what waits for company now."""

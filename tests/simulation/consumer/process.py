@@ -497,7 +497,8 @@ class Process:
                 return
             if earlier.group == plan.group and earlier.key not in self.shared.resolved:
                 gone = not self.shared.in_queue(earlier.key) or self.shared.committed(earlier.key)
-                gave_up = self.watch.failed | self.watch.asked_for_time | self.watch.retried_by_hand
+                watch = self.watch
+                gave_up = watch.failed | watch.asked_for_time | watch.retried_by_hand | watch.letters_answered
                 if gone or self.shared.gets_no_more(earlier.key, gave_up):
                     self.shared.resolved.add(earlier.key)
                     continue

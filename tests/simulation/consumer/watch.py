@@ -197,6 +197,8 @@ class Watch:
         """Messages for which the last handler asked for a retry: it may be cut off before SQS confirms that."""
         self.offered: set[str] = set()
         """Bodies that were sent to the dead-letter queue, whether it took them or not."""
+        self.letters_answered: set[str] = set()
+        """Messages of which a letter was taken, or refused: at their last receive they come no more."""
         self.rejected: set[str] = set()
         """Bodies that the dead-letter queue took."""
         self.started: set[str] = set()
@@ -457,6 +459,7 @@ class Watch:
         now = asyncio.get_running_loop().time()
         self.on_offered([each.group for each in self.receipts.values() if each.body in bodies])
         for message_id in {each.message_id for each in self.receipts.values() if each.body in bodies}:
+            self.letters_answered.add(message_id)
             if message_id in self.ended_at:
                 self.ended_at[message_id] = now
 

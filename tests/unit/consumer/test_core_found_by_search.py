@@ -340,6 +340,64 @@ def test_what_waits_behind_a_letter_is_rejected_before_its_own_last_receive_slip
     assert (scene.scheduler.size, len(scene.core.actions)) == (1, 2)
 
 
+def test_what_is_behind_a_letter_goes_back_with_what_ran_before_it() -> None:
+    """The second of a group slips while the first one runs, and that fails: the third waited for the letter alone."""
+    scene = Scene(fifo=True, most=3)
+    head, slips, third = (
+        scene.job(name, group="g", receives=n) for name, n in (("head", 1), ("slips", 3), ("third", 1))
+    )
+    scene.arrive(head, slips, third)
+    assert scene.core.next(0.0) is head
+    head.running = head.started = head.tried = True
+    scene.core.sweep(59.5)
+    scene.core.retry(head, ValueError(), 700.0, 59.6, tried=True)
+    scene.core.finish(head, 59.6)
+    rejected, *back = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert rejected.job is slips
+    assert [each.job for each in back if isinstance(each, GiveBack)] == [head, third]
+    scene.core.rejected(slips, 59.7, taken=True)
+    assert scene.core.next(59.7) is None
+
+
+def test_what_is_kept_in_a_stop_does_not_overtake_a_letter_that_was_not_taken() -> None:
+    """It is at its last receive, and so a stop starts it; but not after what is before it went back."""
+    scene = Scene(fifo=True, most=3)
+    head, last = scene.job("head", group="g", receives=1), scene.job("last", group="g", receives=3)
+    scene.arrive(head, last)
+    scene.core.reject(head, "no")
+    scene.core.give_group_back(head)
+    scene.core.finish(head, 1.0)
+    scene.core.close()
+    scene.core.rejected(head, 2.0, taken=False)
+    _, rejected, _ = scene.core.actions
+    assert isinstance(rejected, Reject)
+    assert rejected.job is last
+    assert scene.core.next(2.0) is None
+
+
+def test_a_stop_keeps_nothing_behind_what_it_gives_back() -> None:
+    """The second of a group slips while the first one waits for a slot, and the third is at its last receive."""
+    scene = Scene(fifo=True, most=3)
+    head, slips, last = (scene.job(name, group="g", receives=n) for name, n in (("head", 1), ("slips", 3), ("last", 3)))
+    head.deadline = last.deadline = 90.0
+    scene.scheduler.control(0, paused=True)
+    scene.arrive(head, slips, last)
+    scene.core.sweep(59.5)
+    scene.scheduler.control(0, paused=False)
+    scene.core.close()
+    first, back, second = (each for each in scene.core.actions if isinstance(each, GiveBack | Reject))
+    assert isinstance(first, Reject)
+    assert first.job is slips
+    assert isinstance(back, GiveBack)
+    assert back.job is head
+    assert isinstance(second, Reject)
+    assert second.job is last
+    for each in (slips, last):
+        scene.core.rejected(each, 60.0, taken=True)
+    assert scene.core.next(60.0) is None
+
+
 def test_what_is_lost_behind_a_letter_is_not_rejected() -> None:
     """SQS has it."""
     scene = Scene(fifo=True, most=3)

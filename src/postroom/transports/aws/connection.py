@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -39,14 +40,15 @@ _POLLS_WAIT: Final = (
 )
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(slots=True, kw_only=True, repr=False)
+class Request:
     """One call of SQS. Its text never shows the parameters: bodies are the tenant's."""
 
     operation: str
     parameters: Parameters
     subject: Subject
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         return f"{self.operation} on {self.subject.text}"
 
 
