@@ -30,6 +30,29 @@ _NEXT_TRY: Final = re.compile(r"; next try in [0-9.e+-]+ s$")
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+class _Text:
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+class Discreet:
+    """A base of Structs of which ``repr`` leaves out bodies, payloads or resources: ``rich`` shows no more of them.
+
+    msgspec tells it to list all fields, and a traceback with the local variables would hold them.
+    """
+
+    __slots__ = ()
+
+    def __rich_repr__(self) -> Any:  # msgspec promises a list of names and values
+        """Tell ``rich`` what stands in the brackets."""
+        return [_Text(repr(self).removeprefix(f"{type(self).__name__}(").removesuffix(")"))]
+
+
 def hide_passwords(text: str) -> str:
     """Return a text without the passwords of URLs in it."""
     return _PASSWORD.sub(r"\g<1>***", text) if "://" in text else text

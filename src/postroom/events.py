@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from postroom.checking import answered
+from postroom.display import Discreet
 from postroom.log_fields import Log, Step, about
 from postroom.message import Attributes, Message
 from postroom.program_end import heed
@@ -20,7 +21,7 @@ from postroom.types import Settlement, StopReason
 _log = Log("postroom", Step.OBSERVER)
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(Discreet, msgspec.Struct, frozen=True):
     """The base of all events. What one shows of an error is a line without secrets."""
 
     def __repr__(self) -> str:

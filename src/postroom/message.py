@@ -12,6 +12,7 @@ from typing import Final, cast
 
 import msgspec
 
+from postroom.display import Discreet
 from postroom.errors import ConfigurationError, MissingAttribute
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,256}")
@@ -80,7 +81,7 @@ class Attributes(Mapping[str, str]):
         return f"Attributes({sorted(self)!r})"
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True, gc=False):
+class Message(Discreet, msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True, gc=False):
     """One message, as it was received. It never changes: a second receive of it is another ``Message``."""
 
     id: str = msgspec.field(name="MessageId")
@@ -165,7 +166,7 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(Discreet, msgspec.Struct, frozen=True, kw_only=True):
     """A message to send."""
 
     body: str

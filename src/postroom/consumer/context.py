@@ -11,7 +11,7 @@ import msgspec
 from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
 from postroom.consumer.transacting import MessageTransaction
-from postroom.display import display_key
+from postroom.display import Discreet, display_key
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
 from postroom.fleet.names import Unnamable, name_of
 from postroom.message import Message
@@ -75,7 +75,7 @@ class Settles(Protocol):
         ...
 
 
-class MessageContext(msgspec.Struct, Generic[C_co, R_co], frozen=True):
+class MessageContext(Discreet, msgspec.Struct, Generic[C_co, R_co], frozen=True):
     """The tenant of a message, and what was leased for it. Frozen; every message has its own.
 
     ``MessageContext`` is covariant: a handler may ask for a Protocol that the resources fulfil.

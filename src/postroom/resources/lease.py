@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from postroom.display import display_key
+from postroom.display import Discreet, display_key
 from postroom.errors import ClosedError
 from postroom.resources.entries import Entry
 from postroom.resources.failures import is_spent, is_suspect, is_timeout
@@ -44,7 +44,7 @@ class LeaseHome(Protocol):
         ...
 
 
-class _Leased(msgspec.Struct, eq=False):
+class _Leased(Discreet, msgspec.Struct, eq=False):
     # A Struct, because one is made for every message: no code of Python's runs for that.
     _home: LeaseHome
     _entry: Entry | None

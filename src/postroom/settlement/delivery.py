@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from postroom.display import Discreet
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY, Visibility
 from postroom.scheduling import Ticket
@@ -15,7 +16,7 @@ _ON_THE_WAY: Final = 5
 """Seconds of the 12 hours that are left to calls on their way, which SQS counts and the local clock does not know."""
 
 
-class Delivery(Ticket, eq=False, kw_only=True):
+class Delivery(Discreet, Ticket, eq=False, kw_only=True):
     """A received message and what is known of our hold on it. It is the scheduler's ticket as well.
 
     Only a local clock tells who owns a message: SQS answers success when a message is deleted with an expired

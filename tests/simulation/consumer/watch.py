@@ -212,6 +212,7 @@ class Watch:
         self.refused: set[str] = set()
         """Receipt handles with a delete, or a change, that was refused for good."""
         self.behind = Behind()
+        self._fifo = plan.fifo
         self.settled: Counter[str] = Counter()
         self.sending = 0
         """Sends to the dead-letter queue under way: each holds a slot."""
@@ -366,7 +367,8 @@ class Watch:
                 receipt.settled_at = now
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
                 failed = self.ledger.has_failed(receipt.message_id)  # then it goes back for itself
-                wrong = self.behind.gives_back(receipt.message_id, receipt.group, receipt.received_at)
+                group = receipt.group if self._fifo else None  # on a standard queue a group orders nothing
+                wrong = self.behind.gives_back(receipt.message_id, group, receipt.received_at)
                 if wrong is not None and not (self.stopping or failed):
                     self.history.broken("expense", f"{self.name} {wrong}")
                 crowded = self._crowded and change.timeout >= self._crowded_for

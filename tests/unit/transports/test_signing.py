@@ -117,6 +117,8 @@ def test_equal_receives_are_signed_once_a_second() -> None:
     assert signer.request("ReceiveMessage", b"[]", now=100) != first
     assert signer.request("ReceiveMessage", b"{}", now=101) != first
     assert signer.request("ReceiveMessage", b"{}", now=100) is not first
+    own = signer.request("ReceiveMessage", b'{"ReceiveRequestAttemptId":"1"}', now=100)
+    assert signer.request("ReceiveMessage", b'{"ReceiveRequestAttemptId":"1"}', now=100) is not own
     deleted = signer.request("DeleteMessageBatch", b"{}", now=100)
     assert deleted != first
     assert signer.request("DeleteMessageBatch", b"{}", now=100) is not deleted

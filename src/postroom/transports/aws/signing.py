@@ -18,7 +18,9 @@ from postroom.errors import ConfigurationError
 CONTENT_TYPE: Final = "application/x-amz-json-1.0"
 TARGET_PREFIX: Final = "AmazonSQS."
 _MOST_KEPT: Final = 100
-"""Receives that are kept signed: one for each queue, but for FIFO queues, where each has an id of its own."""
+"""Receives that are kept signed, of which each queue needs one."""
+_OF_ITS_OWN: Final = b'"ReceiveRequestAttemptId"'
+"""What no two receives of a FIFO queue share."""
 
 
 class Credentials(Protocol):
@@ -124,7 +126,7 @@ class Signer:
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         signed = head.encode() + body
-        if operation == "ReceiveMessage" and len(self._receives) < _MOST_KEPT:
+        if operation == "ReceiveMessage" and len(self._receives) < _MOST_KEPT and _OF_ITS_OWN not in body:
             self._receives[body] = signed
         return signed
 
