@@ -70,9 +70,10 @@ class Licence:
         tenant = self._shared.tenants[receipt.message_id]
         stops = self._process.stopping_since is not None
         at_its_last = self._is_at_its_last(receipt.message_id)
+        ends = at_its_last or self._is_old(receipt.message_id)
         reasons = (
             (IT_STOPS, stops and not (at_its_last and self._could_try(tenant, now))),
-            (NO_LETTER, at_its_last and plan.letters_fail(receipt.received_at, now)),
+            (NO_LETTER, ends and plan.letters_fail(receipt.received_at, now)),
             (DIVERTED, self._process.decisions.was_diverted(tenant, receipt.received_at)),
             ("a function of the user's raised", self._process.functions.raised_since(tenant, receipt.received_at)),
             ("it cannot be held", not self._could_hold(receipt, now)),
