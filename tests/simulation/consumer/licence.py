@@ -59,7 +59,9 @@ class Licence:
         since = max([since, *(until for start, until in self._shared.gaps if start <= since + _MOMENT)])
         # The drain begins when the polls of a busy queue have ended. One may arrive with the last poll.
         end = since + max(min(_MOMENT, shutdown.poll) + shutdown.drain, shutdown.poll)
-        pressed = process.pressed_at is not None and process.pressed_at > process.stopping_since
+        # What came while it stood still, it learns in the turns of its loop after that.
+        learns = self._now() <= process.stillness[1] + _ENDING
+        pressed = process.pressed_at is not None and process.pressed_at > process.stopping_since and not learns
         in_time = not (process.hurried or pressed) and self._now() < end
         # By what SQS says: it counts receives, too, that never arrived.
         return in_time and (self._is_at_its_last(message_id) or not self._ledger.has_spare(message_id))
