@@ -671,7 +671,10 @@ class Core:
             reason = f"not tried: {without_next_try(in_words(error))}"
         if reason is not None:
             self.reject(job, reason, delay)
-            self.give_group_back(job)
+            if job.group is None or self.closing or self.scheduler.has_again(job):
+                self.give_group_back(job)
+            else:
+                self._halts[job.group].take(self.scheduler.withdraw_group(job))
             return False
         if self._backs_off_here(job, delay, now):
             self._back_off(job, delay, now)
@@ -744,7 +747,8 @@ class Core:
     def give_group_back(self, job: Job) -> None:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it.
 
-        What is behind a message that is rejected waits for that here: given back, it would come at once.
+        What is behind a message that is rejected waits for that here: given back, it would come at once. What is still
+        being resolved goes back: nobody would look whether it has the time to wait.
         """
         if job.group is not None and not job.parted and not self._is_gone(job):
             # Remembered for the stop: a poll that ends later may bring more of the group.
@@ -758,14 +762,15 @@ class Core:
             if job.settlement is Settlement.LEFT and not self.closing and job.source.attempts.is_last(job):
                 self._halt_behind_left(job, behind)
                 return
-            if job.rejecting and not self.closing:
-                for each in behind:
-                    self._halts[job.group].add(each)
-                return
-            if (halt := self._halts.get(job.group)) is not None:  # one behind it was rejected meanwhile
-                behind, halt.jobs = [*behind, *halt.jobs], []
-            for other in behind:
-                self.return_behind(other)
+            halt = self._halts.get(job.group)
+            if job.rejecting and not self.closing and halt is not None:
+                halt.take(behind)
+                behind = []
+            else:
+                if halt is not None:  # one behind it was rejected meanwhile
+                    behind, halt.jobs = [*behind, *halt.jobs], []
+                for other in behind:
+                    self.return_behind(other)
             self.actions.append(ReturnGroup(job.group, job.message.id, bool(behind)))
 
     def _halt_behind_left(self, job: Job, behind: list[Job]) -> None:

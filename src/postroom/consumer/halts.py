@@ -1,5 +1,6 @@
 """Message groups that stand still for a while: what comes of them waits here, in order, without a slot."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -41,6 +42,11 @@ class Halt(msgspec.Struct, eq=False):
             self.jobs.clear()
         job.state = State.NEW
         self.jobs.append(job)
+
+    def take(self, jobs: Iterable[Job]) -> None:
+        """Take in what was withdrawn from its lane, in order."""
+        for job in jobs:
+            self.add(job)
 
     @property
     def is_over(self) -> bool:
