@@ -966,7 +966,7 @@ class Core:
                 continue
             job.source.facts.keep_up(now)
             if job.task is not None:
-                if self._has_no_time(job, now):
+                if self.has_no_time(job, now):
                     idle.append(job)
             elif self._ends_in_time(job, now):
                 self.give_group_back(job)
@@ -974,7 +974,7 @@ class Core:
         rest = waiting[AT_ONCE:]
         for group, halt in () if rest else list(self._halts.items()):
             # At once: the next sweep finds it in its lane.
-            if halt.until is not None and any(self._has_no_time(job, now) for job in halt.jobs):
+            if halt.until is not None and any(self.has_no_time(job, now) for job in halt.jobs):
                 halt.until = None
                 self._go_on_if_over(group, now)
             elif halt.out:
@@ -995,7 +995,7 @@ class Core:
         here = figures.waiting or figures.running or figures.suspended
         return bool(here) or self.away.keeps(Obstacle(ObstacleKind.TENANT, tenant))
 
-    def _has_no_time(self, job: Job, now: float) -> bool:
+    def has_no_time(self, job: Job, now: float) -> bool:
         """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""
         job.source.facts.keep_up(now)
         soon = self._is_too_late_for(job) or self._is_slipping(job, now)

@@ -14,6 +14,7 @@ from postroom.settlement.letters import ROOM, size_of, write
 from postroom.settlement.trouble import Trouble
 from postroom.tasks import Tasks
 from postroom.transports.protocol import EntryFailure, Queue, QueueInfo, RedrivePolicy, checked_results
+from postroom.types import Settlement
 
 _log = Log("postroom.settlement", Step.DEAD_LETTER)
 
@@ -137,6 +138,9 @@ class DeadLetters:
     def fate(self, entry: _Posting, now: float) -> Fate:
         """Return what to do with a letter that is about to be sent."""
         if entry.waiter.done():  # its caller was cancelled: nothing is decided
+            return Fate.OVER
+        if entry.delivery.settlement is Settlement.REJECTED:  # by a letter whose caller was cancelled meanwhile
+            self._answer(entry, None)
             return Fate.OVER
         if entry.delivery.lost or entry.delivery.deadline <= now:
             self._answer(entry, _too_late(entry.delivery))

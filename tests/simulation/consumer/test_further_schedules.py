@@ -26,6 +26,12 @@ def test_no_schedule_breaks_a_promise(first: int) -> None:
     assert facts["redelivered"] > 15
 
 
+@pytest.mark.parametrize("seed", [850001408, 873004662])
+def test_what_was_broken_once_is_whole(seed: int) -> None:
+    """A message paid for the dead letter before it; one had its resources at its last receive, too late to wait."""
+    assert run_further_schedule(seed).violations == ()
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_the_oracles_notice_a_planted_defect(mutant: Mutant) -> None:
     """The schedule that was found by searching for this mutant kills it."""

@@ -405,6 +405,24 @@ def test_a_cancelled_caller_leaves_no_letter_without_its_delete() -> None:
     assert made.queue.deleted == ["r1"]
 
 
+def test_what_a_cancelled_caller_has_sent_is_not_sent_again() -> None:
+    """A handler was cut off while its own letter was on its way, and its failure asks for another one."""
+    letters = Letters()
+    letters.takes = 5
+
+    async def test(made: Desk) -> None:
+        [delivery] = made.settler.take([message(1)])
+        first = asyncio.create_task(made.settler.reject(delivery, "ctx.retry()"))
+        await asyncio.sleep(5.53)
+        first.cancel()
+        assert await made.settler.reject(delivery, "the handler failed")
+
+    made = scenario(test, letters)
+    assert len(letters.sent) == 1
+    assert made.queue.deleted == ["r1"]
+    assert made.told == [("m1", Settlement.REJECTED)]
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_stop_answers_what_waits(cancelled: bool) -> None:
     """A dead-letter queue that never answers keeps nothing waiting after the stop gave up, or was cancelled in it."""
