@@ -748,7 +748,7 @@ class Core:
         """Give back, in order, what waits behind a message in its group: nothing may overtake it.
 
         What is behind a message that is rejected waits for that here: given back, it would come at once. What is still
-        being resolved goes back: nobody would look whether it has the time to wait.
+        being resolved goes back: nothing would look whether it has the time to wait.
         """
         if job.group is not None and not job.parted and not self._is_gone(job):
             # Remembered for the stop: a poll that ends later may bring more of the group.

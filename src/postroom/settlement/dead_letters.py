@@ -139,7 +139,7 @@ class DeadLetters:
         """Return what to do with a letter that is about to be sent."""
         if entry.waiter.done():  # its caller was cancelled: nothing is decided
             return Fate.OVER
-        if entry.delivery.settlement is Settlement.REJECTED:  # by a letter whose caller was cancelled meanwhile
+        if entry.delivery.settlement is Settlement.REJECTED:  # by an earlier letter of it
             self._answer(entry, None)
             return Fate.OVER
         if entry.delivery.lost or entry.delivery.deadline <= now:
