@@ -391,6 +391,7 @@ class Run(Generic[C, R]):
             # close needs.
             if not job.started and not self.core.keeps(job):
                 job.cancel(Cancellation.STOPPING)
+        self.engine.act()  # before the wait: what is hardly ours any longer has to go back now
         try:
             await self._close_intakes()
             await self._polls.let_end(moment)

@@ -515,6 +515,30 @@ async def test_a_resolver_that_ignores_its_cancellation_does_not_keep_a_stop(wor
     assert seen == ((1, 0), True)
 
 
+@with_world
+async def test_a_stop_gives_back_at_once_what_is_hardly_ours_any_longer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 890030256: its visibility timeout was over meanwhile, and it came to a poll of the same consumer."""
+    monkeypatch.setattr(MemoryQueue, "cancellable_after", math.inf)  # as on AWS
+    world.create()
+    orders: Consumer[Tenant] = Consumer(
+        "orders", context=Tenant, visibility=Visibility(timeout=3, heartbeat=False), client=world.client
+    )
+
+    @orders.handler
+    async def unused(order: Order, ctx: MessageContext[Tenant]) -> None:
+        raise AssertionError("not reached")
+
+    seen: list[int] = []
+    world.send_orders("waits", tenant="a")
+    async with orders:
+        orders.tenants.pause(Tenant("a"), reason="for a test")
+        await asyncio.sleep(2.6)
+        asyncio.get_running_loop().call_later(0.2, lambda: seen.append(sum(orders.statistics().settled.values())))
+    assert seen == [1]
+
+
 def test_what_is_behind_a_lost_message_of_its_group_does_not_cost_a_later_receive() -> None:
     """Two of a group wait behind a third. Both are lost, and both come back: they run, and nothing is returned."""
 
