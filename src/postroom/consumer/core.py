@@ -778,8 +778,7 @@ class Core:
         group = job.group or ""
         halt = self._halts.setdefault(group, Halt())
         halt.until, halt.left = job.deadline, job
-        for each in behind:
-            halt.add(each)
+        halt.take(behind)
         self.actions.append(GoOnAt(group, job.deadline))
 
     def settled_by_hand(self, job: Job, now: float) -> bool:
