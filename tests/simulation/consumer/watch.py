@@ -344,7 +344,9 @@ class Watch:
             if beat:
                 receipt.beating += 1
                 ended_at = self.ended_at.get(receipt.message_id)
-                deleting = self.may_delete(receipt) and not receipt.ended and now < receipt.deadline
+                # Decided a turn of the loop before it leaves: the answer to the delete may come in between.
+                ended = receipt.ended and receipt.ended_at != now
+                deleting = self.may_delete(receipt) and not ended and now < receipt.deadline
                 late = ended_at is not None and now - self.blocked_since(ended_at) > ended_at + self.patience()
                 thaws = self.unread_since() < now  # it had decided to, and was frozen
                 if ended_at is not None and late and not (self.sending or deleting or thaws):
