@@ -281,7 +281,7 @@ def parks_equal_tenants(patch: Patch) -> None:
 @mutant(108)
 def takes_its_group_along(patch: Patch) -> None:
     """What is behind a message that fails spends a receive each time."""
-    patch.setattr(Core, "_backs_off_here", lambda _self, _job, _delay: False)
+    patch.setattr(Core, "_backs_off_here", lambda _self, _job, _delay, _now: False)
 
 
 @mutant(1)
@@ -327,7 +327,7 @@ def gives_a_group_back_untold(patch: Patch) -> None:
 @mutant(38)
 def forgets_retention(patch: Patch) -> None:
     """Nothing looks at what SQS is about to delete."""
-    patch.setattr(Core, "sweep", lambda self, now: self.away.tidy(now) or ((), ()))
+    patch.setattr(Core, "sweep", lambda self, now, waiting=None: self.away.tidy(now) or ((), ()))
 
 
 @mutant(7)
