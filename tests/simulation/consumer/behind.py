@@ -18,6 +18,8 @@ class Behind:
         self._letters: dict[str, tuple[str, float]] = {}
         """Message to its group, and to when its letter was sent first."""
         self._returned: Counter[tuple[str, str]] = Counter()
+        self._failures: Counter[str] = Counter()
+        """By group, how often a message of it went back for itself: what is behind that one goes with it."""
 
     def offers(self, message: str, group: str | None, now: float) -> None:
         """Note that a letter is sent."""
@@ -34,15 +36,19 @@ class Behind:
         if group and not self.is_out(group):
             for key in [key for key in self._returned if key[0] == group]:
                 del self._returned[key]
+            del self._failures[group]
 
-    def gives_back(self, message: str, group: str | None, received_at: float) -> str | None:
-        """Judge that a message is given back."""
+    def gives_back(self, message: str, group: str | None, received_at: float, *, failed: bool) -> str | None:
+        """Judge that a message is given back. ``failed`` tells that it goes back for itself."""
         if group is None or message in self._letters:
+            return None
+        if failed:
+            self._failures[group] += self.is_out(group)
             return None
         if not any(each == group and since < received_at for each, since in self._letters.values()):
             return None
         self._returned[group, message] += 1
-        if self._returned[group, message] <= MOST:
+        if self._returned[group, message] <= MOST + self._failures[group]:
             return None
         times = self._returned[group, message]
         return f"gives {message[:4]} back {times} times while a letter of its group is on its way"

@@ -19,6 +19,7 @@ from postroom import (
     current_message,
 )
 from postroom.consumer import CallNext, Failure
+from postroom.consumer.job import Job
 from postroom.consumer.loop_watch import TICK
 from postroom.datasources import UnknownTenant
 from postroom.errors import (
@@ -32,6 +33,7 @@ from postroom.errors import (
 )
 from postroom.events import Event, MessageSettled
 from postroom.message import Message
+from postroom.scheduling import State
 from postroom.testing.faults import FaultyClient
 from postroom.types import Settlement
 from simulation.consumer.attempts import NO_TENANT
@@ -161,6 +163,11 @@ class Process:
         """Return ``statistics().running`` of the consumer, without a snapshot of everything else."""
         run = self.consumer._last_run
         return 0 if run is None else run.scheduler.running
+
+    def with_slots(self) -> set[Job]:
+        """Return the messages that have a slot and a task."""
+        run = self.consumer._last_run
+        return set() if run is None else {job for job in run.engine.jobs if job.state is State.RUNNING}
 
     def unread_since(self) -> float:
         """Return when what it reads now may have arrived, as its loop watch would find out by signs of life."""

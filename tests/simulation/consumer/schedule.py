@@ -272,6 +272,7 @@ class Simulation:
                 if process is None or not process.consumer.running or self.loop.is_frozen(process):
                     continue
                 # One that is about to be rejected, say, is between two steps; a moment later another one may be.
+                before = process.with_slots()
                 for pause in (0.5, 0.2):
                     if _idle_slots(process):
                         await asyncio.sleep(pause)
@@ -279,7 +280,7 @@ class Simulation:
                 # On a FIFO queue, and where its tenant is diverted, a message keeps its slot while its letter waits.
                 waits = self.plan.letters_fail(self._now(), self._now())
                 waits = waits or self._now() < process.watch.letters_failed_at + _LETTERS_PAUSE
-                if (idle := _idle_slots(process)) > 0 and not waits:
+                if (idle := _idle_slots(process) - len(process.with_slots() - before)) > 0 and not waits:
                     self.history.broken("slots", f"{process.name} holds {idle} slots, and works on nothing there")
                 process.forget_tasks()
                 self.loop.forget_cancelled()

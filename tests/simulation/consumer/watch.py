@@ -370,8 +370,8 @@ class Watch:
                 self.ledger.gives_back(change.receipt_handle, now, change.timeout)
                 failed = self.ledger.has_failed(receipt.message_id)  # then it goes back for itself
                 group = receipt.group if self._fifo else None  # on a standard queue a group orders nothing
-                wrong = self.behind.gives_back(receipt.message_id, group, receipt.received_at)
-                if wrong is not None and not (self.stopping or failed):
+                wrong = self.behind.gives_back(receipt.message_id, group, receipt.received_at, failed=failed)
+                if wrong is not None and not self.stopping:
                     self.history.broken("expense", f"{self.name} {wrong}")
                 crowded = self._crowded and change.timeout >= self._crowded_for
                 why = self.excuse(receipt)
