@@ -45,6 +45,11 @@ class Away:
         """Return how many messages are away, some of which may have reappeared by now."""
         return len(self.known)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many are away as may be."""
+        return len(self) >= MOST_AWAY
+
     def came_back(self, message_id: str) -> None:
         """Forget a message that was received again: to call it back would take it from the consumer that has it."""
         self.known.pop(message_id, None)

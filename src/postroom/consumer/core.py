@@ -23,13 +23,16 @@ from typing import Final
 import msgspec
 
 from postroom.consumer.actions import Action, GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
-from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Outage, Wait
-from postroom.consumer.away import MOST_AWAY, Absent, Away
+from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, Wait
+from postroom.consumer.away import Absent, Away
+from postroom.consumer.deferral import PATIENCE, Deferral
 from postroom.consumer.demand import ReceivePolicy
+from postroom.consumer.endings import Endings
 from postroom.consumer.halts import MOST_HALTED, Halt
 from postroom.consumer.job import Job
+from postroom.consumer.obstacles import Obstacles
 from postroom.consumer.tenants import Tenants
-from postroom.display import counted, without_next_try
+from postroom.display import without_next_try
 from postroom.errors import PostroomError, Retry, in_words
 from postroom.errors import Reject as RejectError
 from postroom.options import Polling
@@ -39,32 +42,12 @@ from postroom.types import Settlement
 # Looked up for every message: on Python 3.11 the member of an enum costs as much as a call.
 _RUNNING, _ACKED = State.RUNNING, Settlement.ACKED
 
-PATIENCE: Final = 0.25
-"""Seconds that a tenant's resources may take to open before its messages have to make room for others."""
-MOST_BLOCKED: Final = 10_000
-"""Messages of tenants that cannot run now. Beyond these, a message is deferred although that costs an attempt that it
-was promised, but never its last receive."""
-MOST_HELD: Final = 1_000
-"""The same for one such tenant."""
-MOST_LAST: Final = 30_000
-"""Messages of such tenants which take no room from others: those at their last receive can only wait here."""
 AT_ONCE: Final = 500
 """Messages that a sweep looks at in one turn of the event loop."""
-LANES: Final = 1_000
-"""Messages of all such tenants together that may wait here although they could be deferred."""
 _BACKOFF: Final = (0.1, 600.0)
 """Seconds that a message of a group backs off at least and at most, where it does so here and not in the queue."""
-_CROWDED: Final = (900.0, 2700.0)
-"""Seconds, at random between these, for which a message is deferred at the cost of a promised attempt. It is called
-back when the obstacle is over. Sooner, a tenant that stays away would use up every receive of its backlog in minutes,
-and then only the room that others need is left for it."""
 _PARK: Final = (60.0, 180.0)
-_SURPLUS: Final = (1.0, 5.0)
-"""Seconds, at random between these, for which a message is parked, or is away because it had to make room."""
-
-
-_CANNOT: Final = "its tenant cannot run"
-"""What is told of a message that its tenant keeps from running, where nothing more is known."""
+"""Seconds, at random between these, for which a message is parked."""
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
@@ -117,6 +100,9 @@ class Core:
         self._tenants = tenants
         self._polling = polling
         self._rng = rng
+        self.obstacles: Obstacles = Obstacles(scheduler, availability, tenants, polling=polling)
+        self.endings: Endings = Endings(scheduler, availability, tenants, obstacles=self.obstacles)
+        self._deferral = Deferral(scheduler, availability, self.away, polling=polling, rng=rng)
         self._relieve_after = -math.inf
         self._returned: set[str] = set()
         self._halts: dict[str, Halt] = {}
@@ -166,8 +152,7 @@ class Core:
         has given something of.
         """
         scheduler = self.scheduler
-        free = max(MOST_LAST, capacity)
-        blocked = min(scheduler.blocked + self.unresolved, free)
+        blocked = min(scheduler.blocked + self.unresolved, self._deferral.most_waiting(capacity))
         return scheduler.size - scheduler.behind + self.resolving + self.unresolved - blocked
 
     def capacity(self) -> int:
@@ -229,9 +214,9 @@ class Core:
             return True
         # Those that wait for an open, and not the backlogs of tenants that cannot run: these take no room, and to be
         # deferred again and again for them would cost a tenant that is well all its receives.
-        if self.scheduler.suspended >= MOST_BLOCKED and self._is_one_too_many(job, now):
+        if self._deferral.opens_enough() and self._is_one_too_many(job, now):
             return True
-        if blocked and job.source.facts.seconds_left(job) < 1.0 and self._expire(job):
+        if blocked and self._is_rejected(job, self.endings.expires(job)):
             self.give_group_back(job)
             return True
         return False
@@ -274,7 +259,7 @@ class Core:
         facts = job.source.facts
         if not job.source.attempts.may_park(job) or facts.seconds_left(job) < _PARK[1]:
             return False
-        return len(self.away) < MOST_AWAY and facts.refusal() is None
+        return self._deferral.may_leave(job)
 
     def _park(self, job: Job) -> None:
         self.parked += 1
@@ -286,12 +271,9 @@ class Core:
         """Defer an arriving message of a tenant that cannot run now and has enough of them here."""
         if job.source.fifo or job.problem is not None:  # on a FIFO queue what follows in its group would overtake it
             return False
-        tenant = job.tenant
-        waiting = self.scheduler.figures(tenant).waiting
-        # Some stay: when the obstacle is over, the tenant goes on at once, not after a receive.
-        if waiting < self._lane_limit():
+        if not self._deferral.has_enough(job):
             return False
-        obstacle = self._obstacle(job, now, waiting)
+        obstacle = self.obstacles.of(job, now)
         return obstacle is not None and self._defer(job, obstacle, now)
 
     def _is_one_too_many(self, job: Job, now: float) -> bool:
@@ -299,28 +281,6 @@ class Core:
         if job.source.fifo or self.availability.is_open(job):
             return False
         return self._defer(job, Obstacle(ObstacleKind.TENANT, job.tenant), now, soon=True)
-
-    def _obstacle(self, job: Job, now: float, waiting: int) -> Obstacle | None:
-        tenant = job.tenant
-        # It goes to another queue and needs nothing of what its tenant lacks.
-        if self.is_sent_away(job):
-            is_down = self.availability.is_undivertable(tenant)
-            return Obstacle(ObstacleKind.DIVERSION, tenant) if is_down else None
-        if self._tenants.is_paused(tenant) or self.scheduler.is_withheld(tenant):
-            return Obstacle(ObstacleKind.DECISION, tenant)
-        wait = self.availability.wait(job, now)
-        if wait is not None:
-            return wait.obstacle
-        rate = self._tenants.rate_of(tenant)
-        if rate is not None and waiting >= max(self._polling.lane, 2 * rate):
-            return Obstacle(ObstacleKind.DECISION, tenant)  # no more of them could start for two seconds
-        return None
-
-    def _lane_limit(self) -> int:
-        lanes = self.scheduler.blocked_lanes
-        # The more tenants are blocked, the fewer messages of each: a region that fails must not
-        # fill the memory.
-        return max(1, min(self._polling.lane, LANES // lanes)) if lanes else self._polling.lane
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -352,7 +312,7 @@ class Core:
             self.away.release(Obstacle(ObstacleKind.DECISION, tenant), int(missing))
 
     def _may_run(self, job: Job, now: float) -> bool:
-        if self._tenants.ruled and self.is_sent_away(job):
+        if self._tenants.ruled and self.obstacles.is_sent_away(job):
             # To another queue, which takes none of its tenant's resources: their outage is no obstacle.
             if self.availability.is_undivertable(job.tenant):  # the others of its tenant wait for the end of this try
                 job.leads = True
@@ -389,13 +349,6 @@ class Core:
     def _has_waiting_probe(self, tenant: Hashable) -> bool:
         """Whether the probe of a tenant has its resources, and waits for a slot."""
         return any(map(_is_probe, self.scheduler.waiting_of(tenant)))
-
-    def is_sent_away(self, job: Job) -> bool:
-        """Whether a message goes to another queue: what is where its tenant is diverted to is handled there."""
-        if not self._tenants.is_sent_away(job.tenant):
-            return False
-        diverted = self._tenants.diverted(job.tenant)
-        return diverted is None or not job.source.is_called(diverted[0])
 
     def _sleep(self, job: Job, wait: Wait, now: float) -> None:
         self.scheduler.sleep(job.tenant, wait.until, now=now)
@@ -451,14 +404,13 @@ class Core:
 
     def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)
-        expires = job.source.facts.seconds_left(job) < 1.0 and self._expire(job)
-        if expires or self._slips(job, now, _CANNOT):
+        if self._is_rejected(job, self.endings.expires(job) or self.endings.slips(job, now)):
             self.give_group_back(job)
             self._sleep(job, wait, now)
             return
         # A FIFO message stays: deferred, it would keep its group away for the whole pause.
-        full = self.scheduler.figures(job.tenant).waiting >= self._lane_limit() and not job.source.fifo
-        if not (full and self._defer(job, wait.obstacle, now)):
+        away = not job.source.fifo and self._deferral.has_enough(job) and self._defer(job, wait.obstacle, now)
+        if not away:
             self.put_back(job, now)
         self._sleep(job, wait, now)
 
@@ -477,7 +429,7 @@ class Core:
         job.started = False  # a stop gives it back at once: its handler does not run, even if it has run before
         if not self.keeps(job):
             self.give_back(job, Settlement.RETURNED)
-        elif not job.lost and self._ends_in_time(job, now):
+        elif not job.lost and self._is_rejected(job, self.endings.waited(job, now)):
             self.give_group_back(job)
             self.finish(job, now)
         elif job.state is not State.WAITING:
@@ -512,7 +464,7 @@ class Core:
         elif (
             self.away.known
             and self.away.keeps(obstacle := Obstacle(ObstacleKind.TENANT, job.tenant))
-            and self.outage(job.tenant) is None
+            and self.obstacles.outage(job.tenant) is None
             and availability.wait(job, now) is None
         ):
             # Another user of the pool has met an outage of what is open, and no open tells of its end.
@@ -568,16 +520,10 @@ class Core:
                 return
             self.scheduler.wake(self.waking.popleft())
 
-    def outage(self, tenant: Hashable) -> Outage | None:
-        """Return why a tenant's messages cannot run, or go where they are sent, if they cannot."""
-        sent_away = self._tenants.is_sent_away(tenant)
-        outage = self.availability.outage(tenant, sent_away=sent_away)
-        return outage if outage is not None or sent_away else self.availability.unknown(tenant)
-
     def tried_after(self, time: float, now: float) -> list[Job]:
         """Return what waits first of each tenant that is tried again, after an outage, at a time or later."""
         asleep = self.scheduler.asleep_until(time)
-        return [job for job in asleep if self.outage(job.tenant) or self.availability.wait(job, now)]
+        return [job for job in asleep if self.obstacles.outage(job.tenant) or self.availability.wait(job, now)]
 
     def decided(self, tenant: Hashable, *, paused: bool) -> list[Job]:
         """Note a decision about a tenant. Returns its messages that wait with resources in hand and must not."""
@@ -620,7 +566,7 @@ class Core:
         if settlement is not Settlement.RETRIED or job.away_from is None:
             return False
         # Called back at its last receive, it would only be a dead letter sooner.
-        return len(self.away) < MOST_AWAY and not job.source.attempts.is_last(job)
+        return not self.away.is_full and not job.source.attempts.is_last(job)
 
     def lost(self, job: Job, now: float) -> None:
         """Note that a message is not ours any longer; strike it off if it has no task.
@@ -835,51 +781,22 @@ class Core:
             return
         # Given back, SQS would make a dead letter of it at the next receive, without a reason.
         if attempts.is_last(job):
-            self.reject(job, f"{why}, at its last receive, {self._story_of(job)}")
+            self.reject(job, self.endings.at_last_receive(job, why))
         else:
             self.actions.append(GiveBack(job, settlement, delay))
-
-    def _story_of(self, job: Job) -> str:
-        """Return what is known here of a message that is given up, and what its tenant lacks."""
-        known = job.source.attempts.known(job)
-        tried = f"after {counted(known, 'failed attempt')}" if known else "not tried by this consumer"
-        if job.started:
-            tried = f"in the middle of its handler{f', {tried}' if known else ''}"
-        lack = self._lack_of(job)
-        return tried if lack is None else f"{tried}; its tenant {lack}"
-
-    def _lack_of(self, job: Job) -> str | None:
-        """Return what the tenant of a message lacks, as far as that is known."""
-        outage = self.outage(job.tenant)
-        cause = self.availability.last_met(job.tenant) if outage is None else outage.cause
-        if cause is not None and not self._tenants.is_paused(job.tenant):
-            return f"is unavailable: {without_next_try(cause)}"
-        if job.started:
-            return None
-        if (kept_back := self._tenants.kept_back(job.tenant)) is not None:
-            return f"is {kept_back}"
-        if job.lane is not None and job.lane.withheld:
-            return "has no slot of the fleet"
-        return "waits for its resources" if self.scheduler.figures(job.tenant).suspended else None
 
     def _defer(self, job: Job, obstacle: Obstacle, now: float, *, soon: bool = False) -> bool:
         """Defer a message because of an obstacle. Returns whether that is so; otherwise it has to wait here.
 
         ``soon`` tells that its tenant may well be able to run: only an open is missing.
         """
-        attempts, facts = job.source.attempts, job.source.facts
-        free = attempts.may_defer(job)
-        if not (free or (self._is_crowded_by(job) and not attempts.is_last(job))):
+        pause = self._deferral.pause(job, obstacle, now, soon=soon, full=self.is_full)
+        if pause is None:
             return False
-        if len(self.away) >= MOST_AWAY or facts.refusal() is not None:
-            return False
-        # At least a second: each deferral costs a receive and a change of visibility.
-        pause = max(self.availability.delay(obstacle, now), 1.0)
-        if not (free or soon):
-            pause = max(pause, self._rng.uniform(*_CROWDED))
+        facts = job.source.facts
         left = facts.seconds_left(job)
         if left < 1.0:
-            return self._expire(job)
+            return self._is_rejected(job, self.endings.expires(job))
         self.deferred += 1
         facts.hid()
         self.waits_for(job, obstacle)
@@ -892,32 +809,16 @@ class Core:
         # Before it leaves: were the obstacle over in between, the message would sleep its whole pause.
         self.away.stands(obstacle)
 
-    def _is_crowded_by(self, job: Job) -> bool:
-        """Whether more messages that cannot run are here than may be held."""
-        scheduler = self.scheduler
-        too_many = scheduler.blocked >= MOST_BLOCKED or scheduler.figures(job.tenant).waiting >= MOST_HELD
-        return too_many or self.is_full
-
-    def _expire(self, job: Job, obstacle: str = _CANNOT) -> bool:
-        """Reject a message that SQS would delete before it can be tried, some seconds too soon to be sure."""
-        return self._give_up(job, "its retention period is nearly over", obstacle)
-
-    def _give_up(self, job: Job, end: str, obstacle: str) -> bool:
-        if job.source.facts.redrive is None:
-            return False
-        if (outage := self.outage(job.tenant)) is not None and not self._tenants.is_paused(job.tenant):
-            obstacle = f"{obstacle}: {without_next_try(outage.cause)}"
-        elif obstacle == _CANNOT and (kept_back := self._tenants.kept_back(job.tenant)) is not None:
-            obstacle = f"its tenant is {kept_back}"
-        tried = "not tried again" if job.source.attempts.known(job) else "not tried"
-        self.reject(job, f"{tried}: {end} and {obstacle}")
-        return True
+    def _is_rejected(self, job: Job, reason: str | None) -> bool:
+        """Reject a message if there is a reason to. Returns whether there is."""
+        if reason is not None:
+            self.reject(job, reason)
+        return reason is not None
 
     def relieve(self, now: float) -> None:
         """Defer what blocked tenants hold too much of, once there is no room for others."""
-        capacity = self.capacity()
         # While a whole batch fits, what waits does no harm here, and deferring costs requests.
-        if capacity - self.scheduler.size >= self._polling.batch:
+        if self.capacity() - self.scheduler.size >= self._polling.batch:
             return
         # A look goes through every tenant that is blocked. With thousands of them, one for each receive and each open
         # would take all of a CPU.
@@ -925,25 +826,12 @@ class Core:
             self.actions.append(RelieveAt(self._relieve_after))
             return
         self._relieve_after = now + PATIENCE
-        keep, blocked_before = self._lane_limit(), now - PATIENCE
-        for job in self.scheduler.shed(keep=keep, blocked_before=blocked_before, may_go=self._may_be_shed):
-            wait = self.availability.wait(job, now)
-            delay = self._rng.uniform(*_SURPLUS)
-            if wait is not None and wait.until is not None:
-                # Not before its tenant may be tried: it would only be deferred again.
-                delay = max(delay, wait.until - now)
+        for job, obstacle, delay in self._deferral.shed(now):
             self.deferred += 1
             job.source.facts.hid()
-            if wait is not None:
-                self.waits_for(job, wait.obstacle)
-            self.give_back(job, Settlement.DEFERRED, min(delay, job.source.facts.seconds_left(job)))
-
-    def _may_be_shed(self, job: Job) -> bool:
-        """Whether a message that waits may be deferred. One that has a task has its resources in hand."""
-        facts = job.source.facts
-        if job.task is not None or len(self.away) >= MOST_AWAY or facts.refusal() is not None:
-            return False
-        return job.source.attempts.may_defer(job) and facts.seconds_left(job) >= 1.0
+            if obstacle is not None:
+                self.waits_for(job, obstacle)
+            self.give_back(job, Settlement.DEFERRED, delay)
 
     # -- in passing, and at the end -----------------------------------------------------------------------------
 
@@ -964,16 +852,19 @@ class Core:
             if job.state is not State.WAITING:
                 continue
             job.source.facts.keep_up(now)
+            reason = self.endings.waited(job, now)
+            if reason is None:
+                continue
             if job.task is not None:
-                if self.has_no_time(job, now):
-                    idle.append(job)
-            elif self._ends_in_time(job, now):
+                idle.append(job)
+            else:
+                self.reject(job, reason)
                 self.give_group_back(job)
                 self.finish(job, now)
         rest = waiting[AT_ONCE:]
         for group, halt in () if rest else list(self._halts.items()):
             # At once: the next sweep finds it in its lane.
-            if halt.until is not None and any(self.has_no_time(job, now) for job in halt.jobs):
+            if halt.until is not None and any(self.endings.has_no_time(job, now) for job in halt.jobs):
                 halt.until = None
                 self._go_on_if_over(group, now)
             elif halt.out:
@@ -984,7 +875,8 @@ class Core:
         """Reject what waits behind a dead letter and has no time to: that is not taken, or not confirmed."""
         for job in tuple(halt.jobs):
             job.source.facts.keep_up(now)
-            if job.settlement is None and not job.lost and self._ends_in_time(job, now, _AHEAD):
+            waits = job.settlement is None and not job.lost
+            if waits and self._is_rejected(job, self.endings.waited(job, now, _AHEAD)):
                 halt.jobs.remove(job)
                 job.state = State.DONE
 
@@ -993,32 +885,6 @@ class Core:
         figures = self.scheduler.figures(tenant)
         here = figures.waiting or figures.running or figures.suspended
         return bool(here) or self.away.keeps(Obstacle(ObstacleKind.TENANT, tenant))
-
-    def has_no_time(self, job: Job, now: float) -> bool:
-        """Whether a message has to be rejected soon, or SQS would delete it or move it, and tell nothing."""
-        job.source.facts.keep_up(now)
-        soon = self._is_too_late_for(job) or self._is_slipping(job, now)
-        return soon and job.source.facts.redrive is not None
-
-    def _is_too_late_for(self, job: Job) -> bool:
-        facts = job.source.facts
-        return facts.seconds_left(job) < 1.0 if self.scheduler.is_blocked(job.tenant) else facts.is_last_call(job)
-
-    def _ends_in_time(self, job: Job, now: float, obstacle: str | None = None) -> bool:
-        """Reject a message that waits here and has no time to. Returns whether it had none."""
-        late = self._is_too_late_for(job)
-        if not (late or self._is_slipping(job, now)):
-            return False
-        if obstacle is None:
-            obstacle = _CANNOT if self.scheduler.is_blocked(job.tenant) else "no slot was free for it"
-        return (late and self._expire(job, obstacle)) or self._slips(job, now, obstacle)
-
-    def _slips(self, job: Job, now: float, obstacle: str) -> bool:
-        """Reject a message that is about to be lost at its last receive: SQS would move it, and tell nothing."""
-        return self._is_slipping(job, now) and self._give_up(job, "it could be held no longer", obstacle)
-
-    def _is_slipping(self, job: Job, now: float) -> bool:
-        return job.source.attempts.is_last(job) and job.source.is_slipping(job, now)
 
     def close(self) -> None:
         """Give back what has not started, except for messages that one more receive would make dead letters of."""

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from postroom.consumer.actions import GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
-from postroom.consumer.core import PATIENCE, Core
+from postroom.consumer.core import Core
+from postroom.consumer.deferral import PATIENCE
 from postroom.consumer.demand import ReceivePolicy
 from postroom.consumer.hanging import Hanging
 from postroom.consumer.job import Cancellation, Job
@@ -455,7 +456,7 @@ class Engine:
 
     def is_sent_away(self, job: Job) -> bool:
         """Whether a message goes to another queue, and to no handler."""
-        return self.core.is_sent_away(job)
+        return self.core.obstacles.is_sent_away(job)
 
     def is_handling(self, tenant: Hashable, batched: Message | None) -> bool:
         """Whether the current task handles a message of a tenant, be it the first of a batch."""
@@ -470,7 +471,7 @@ class Engine:
 
     def unavailable(self, tenant: Hashable) -> tuple[str, float] | None:
         """Return why a tenant cannot run, and for how many seconds, if it cannot."""
-        outage = self.core.outage(tenant)
+        outage = self.core.obstacles.outage(tenant)
         return None if outage is None else (outage.cause, self._time() - outage.since)
 
     def troubled_tenants(self) -> list[Hashable]:

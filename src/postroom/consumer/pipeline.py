@@ -199,7 +199,9 @@ class Pipeline:
             job.turn = self._engine.tasks.loop.create_future()
             self._core.resume(job)
             self._engine.dispatch()
-            if not job.turn.done() and self._core.has_no_time(job, now):  # the next look at what waits may be too late
+            if not job.turn.done() and self._core.endings.has_no_time(
+                job, now
+            ):  # the next look at what waits may be too late
                 raise _NotNow
             # False: it was withdrawn in the meantime, by a stop or a decision.
             if not await job.turn:

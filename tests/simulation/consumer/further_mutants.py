@@ -19,6 +19,7 @@ from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Job
 from postroom.consumer.lifecycle import Run
+from postroom.consumer.obstacles import Obstacles
 from postroom.consumer.pipeline import Pipeline
 from postroom.consumer.poller import Poller
 from postroom.consumer.source import Source
@@ -52,7 +53,7 @@ def _from_the_first(received: Any) -> Any:
 def _sent_away(_: Any) -> Any:
     """Take what is where its tenant is diverted to for what goes away."""
 
-    def mutant(self: Core, job: Job) -> bool:
+    def mutant(self: Obstacles, job: Job) -> bool:
         return self._tenants.is_sent_away(job.tenant)
 
     return mutant
@@ -156,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
     Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
     Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
-    Mutant("pauses nothing in its own queue", swap(Core, "is_sent_away", _sent_away), 300_000_577, "breaker"),
+    Mutant("pauses nothing in its own queue", swap(Obstacles, "is_sent_away", _sent_away), 300_000_577, "breaker"),
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
     Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(

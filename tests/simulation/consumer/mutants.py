@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-from postroom.consumer import choices, core, lifecycle
+from postroom.consumer import choices, deferral, lifecycle
 from postroom.consumer.attempts import Attempts
 from postroom.consumer.availability import Availability, Obstacle, ObstacleKind, _Breaker
 from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
+from postroom.consumer.deferral import Deferral
 from postroom.consumer.demand import AdaptivePolicy
+from postroom.consumer.endings import Endings
 from postroom.consumer.engine import Engine
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.intake import Intake
@@ -311,7 +313,7 @@ def _tried_all_the_same(retry: Any) -> Any:
 
 def _sheds_anything(relieve: Any) -> Any:
     def mutant(self: Any, now: float) -> None:
-        with patch.object(Core, "_may_be_shed", lambda _self, job: job.task is None):
+        with patch.object(Deferral, "_may_be_shed", lambda _self, job: job.task is None):
             relieve(self, now)
 
     return mutant
@@ -536,7 +538,7 @@ MUTANTS = (
     ),
     Mutant("lets no lane wake by itself", swap(Scheduler, "_sleep", _sleeps_for_long), 13, "liveness"),
     # -- expense
-    Mutant("spends the receives of a crowd", lambda: patch.object(core, "_CROWDED", (0.0, 0.0)), 35, "expense"),
+    Mutant("spends the receives of a crowd", lambda: patch.object(deferral, "_CROWDED", (0.0, 0.0)), 35, "expense"),
     Mutant(
         "needs no proof of a crowd",
         _all(*(says(Crowd, name, answer=True) for name in ("is_suspected", "is_proved", "is_noisy"))),
@@ -570,7 +572,12 @@ MUTANTS = (
     # -- no loss
     Mutant("sweeps nothing", says(Core, "sweep", ((), ())), 5623, "no loss"),
     Mutant("lets resources in hand expire", swap(Core, "sweep", _and_then_says(((), ()))), 92000664, "no loss"),
-    Mutant("lets what is too old expire", says(Core, "_expire", answer=False), 21, "no loss"),
+    Mutant(
+        "lets what is too old expire",
+        _all(says(Endings, "expires", None), says(Endings, "_is_too_late", answer=False)),
+        21,
+        "no loss",
+    ),
     Mutant("waits for a slot until the end", says(QueueFacts, "is_last_call", answer=False), 5623, "no loss"),
     Mutant("knows no retention period", says(QueueFacts, "seconds_left", answer=1e6), 21, "no loss"),
     # -- pace

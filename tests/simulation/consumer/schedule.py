@@ -22,7 +22,7 @@ from unittest.mock import patch
 import msgspec
 
 import postroom.resources.pool
-from postroom.consumer import core
+from postroom.consumer import deferral
 from postroom.consumer.loop_watch import LoopWatch
 from postroom.local.messages import MessageState, Stored
 from postroom.local.queue import LocalQueue
@@ -451,7 +451,7 @@ def _run(plan: Plan, history: History) -> tuple[dict[str, int], list[dict[str, A
     with (
         mock.patch("postroom.consumer.facts.time", wall),
         mock.patch.object(LoopWatch, "unread_since", _unread_since),
-        mock.patch.multiple(core, **limits) if limits else contextlib.nullcontext(),
+        mock.patch.multiple(deferral, **limits) if limits else contextlib.nullcontext(),
     ):
         try:
             loop.run_until_complete(loop.create_task(main(), name="simulation"))

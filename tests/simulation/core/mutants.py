@@ -16,6 +16,7 @@ from postroom.consumer.availability import Availability, Obstacle
 from postroom.consumer.away import Away
 from postroom.consumer.core import Core
 from postroom.consumer.crowd import Crowd
+from postroom.consumer.deferral import Deferral
 from postroom.consumer.job import Job
 from postroom.scheduling import Scheduler
 from postroom.scheduling.groups import Groups
@@ -361,7 +362,7 @@ def leaves_what_was_lost(patch: Patch) -> None:
 @mutant(3)
 def sheds_whatever_is_away(patch: Patch) -> None:
     """Room is made beyond what may be away, and while the queue is full."""
-    patch.setattr(Core, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
+    patch.setattr(Deferral, "_may_be_shed", lambda self, job: job.task is None and job.source.attempts.may_defer(job))
 
 
 @mutant(48)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, Literal
 
-from postroom.consumer import attempts, availability, away, core, crowd, demand, scouting
+from postroom.consumer import attempts, availability, away, crowd, deferral, demand, scouting
 from postroom.options import Faults, Polling, RetryPolicy
 from postroom.types import AckMode
 
@@ -14,7 +14,6 @@ CROWD_ENOUGH: Final = 12
 MOST_AWAY: Final = 25
 _SMALL: Final[tuple[tuple[Any, str, int], ...]] = (
     (crowd, "ENOUGH", CROWD_ENOUGH),
-    (core, "MOST_AWAY", MOST_AWAY),
     (away, "MOST_AWAY", MOST_AWAY),
     (scouting, "BUDGET", 40),
     (attempts, "REMEMBER", 100_000),
@@ -119,10 +118,10 @@ def small_limits(plan: Plan) -> Generator[None]:
     """Let limits of thousands be a few, for the time of one schedule."""
     changes = (
         *_SMALL,
-        (core, "MOST_BLOCKED", plan.most_blocked),
-        (core, "MOST_HELD", plan.most_held),
-        (core, "MOST_LAST", 3 * plan.most_blocked),
-        (core, "LANES", 20),
+        (deferral, "MOST_BLOCKED", plan.most_blocked),
+        (deferral, "MOST_HELD", plan.most_held),
+        (deferral, "MOST_LAST", 3 * plan.most_blocked),
+        (deferral, "LANES", 20),
         (availability, "REMEMBER", plan.remember),
     )
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]

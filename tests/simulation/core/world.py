@@ -13,8 +13,9 @@ from typing import Any, Final, cast
 
 from postroom.consumer.actions import GiveBack, GoOnAt, Reject, RelieveAt, ReturnGroup
 from postroom.consumer.availability import Availability, PoolView
-from postroom.consumer.core import PATIENCE, Core, Scene
+from postroom.consumer.core import Core, Scene
 from postroom.consumer.crowd import Crowd
+from postroom.consumer.deferral import PATIENCE
 from postroom.consumer.demand import AdaptivePolicy, Answer, Ask, Pause
 from postroom.consumer.facts import QueueFacts
 from postroom.consumer.job import Cancellation, Job
@@ -974,7 +975,7 @@ class World:
 
     def is_sent_away(self, job: Job) -> bool:
         """Whether a message goes to another queue."""
-        return self.core.is_sent_away(job)
+        return self.core.obstacles.is_sent_away(job)
 
     def decide(self, tenant: int, name: str, **arguments: Any) -> None:
         """Pause, resume, limit or quarantine a tenant."""

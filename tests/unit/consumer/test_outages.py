@@ -208,7 +208,7 @@ def test_a_crowd_that_waits_for_openings_keeps_no_other_tenant_waiting() -> None
             world.broker.purge("orders")
         return sum(name == "well-0" for name, _ in scene.done), held, capacity
 
-    with mock.patch("postroom.consumer.core.MOST_BLOCKED", 500):
+    with mock.patch("postroom.consumer.deferral.MOST_BLOCKED", 500):
         well, held, capacity = in_world(scenario)
     assert well == 21
     assert held <= 500 + BEYOND * capacity
@@ -422,7 +422,7 @@ def test_a_backlog_of_a_tenant_that_cannot_run_costs_no_other_tenant_anything(ho
                 await asyncio.sleep(0.5)
         return max(late), receives, world.counts("dead")[0], loop.time() - healed
 
-    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=40, MOST_BLOCKED=80, MOST_LAST=400):
+    with mock.patch.multiple("postroom.consumer.deferral", MOST_HELD=40, MOST_BLOCKED=80, MOST_LAST=400):
         late, receives, dead, seconds = in_world(scenario)
     assert late <= 1.0
     assert len(receives) == 400
@@ -458,7 +458,7 @@ def test_backlogs_of_tenants_that_cannot_run_cost_no_tenant_that_has_to_be_opene
             world.broker.purge("orders")
         return max(late), max(receives), len(late) - 1
 
-    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=40, MOST_BLOCKED=80):
+    with mock.patch.multiple("postroom.consumer.deferral", MOST_HELD=40, MOST_BLOCKED=80):
         late, receives, handled = in_world(scenario)
     assert late <= 1.0
     assert (receives, handled) == (1, 30)
@@ -532,7 +532,7 @@ def test_an_outage_that_only_another_user_of_the_pool_has_met_is_over_here_too(h
                     await asyncio.sleep(0.5)
             return loop.time() - healed
 
-    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=20):
+    with mock.patch.multiple("postroom.consumer.deferral", MOST_HELD=20):
         assert in_world(scenario) < 60
 
 
@@ -561,7 +561,7 @@ def test_an_outage_that_another_user_has_met_in_use_is_over_with_the_first_succe
                     await asyncio.sleep(0.5)
             return loop.time() - over
 
-    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=20):
+    with mock.patch.multiple("postroom.consumer.deferral", MOST_HELD=20):
         assert in_world(scenario) < 60
 
 
@@ -580,7 +580,7 @@ def test_a_backlog_that_leaves_no_room_is_told_of(caplog: pytest.LogCaptureFixtu
             await asyncio.sleep(60)
         return len(scene.done) - handled
 
-    with mock.patch.multiple("postroom.consumer.core", MOST_HELD=100, MOST_BLOCKED=200, MOST_LAST=300):
+    with mock.patch.multiple("postroom.consumer.deferral", MOST_HELD=100, MOST_BLOCKED=200, MOST_LAST=300):
         assert in_world(scenario) == 1_000
     (said,) = [record for record in caplog.records if "Nothing is received any longer" in record.message]
     assert said.levelname == "WARNING"

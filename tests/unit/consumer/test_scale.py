@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from postroom import Concurrency, Consumer, MessageContext, Polling, PoolLimits, ResourcePool
-from postroom.consumer.core import PATIENCE
+from postroom.consumer.deferral import PATIENCE
 from postroom.scheduling import Scheduler
 from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
