@@ -9,9 +9,10 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from postroom.display import counted
 from postroom.log_fields import Log, Step
@@ -25,13 +26,33 @@ _log = Log("postroom", Step.LOOP)
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+_OF_MESSAGES: Final[list[ContextVar[Any]]] = []
+
+
+def message_variable(name: str) -> ContextVar[Any]:
+    """Make a context variable that tells which message is handled; None by default. ``home_context`` leaves it out."""
+    variable = ContextVar[Any](name, default=None)
+    _OF_MESSAGES.append(variable)
+    return variable
+
+
+def home_context() -> contextvars.Context:
+    """Return a copy of the context of this moment, for what outlives the message that may be handled in it.
+
+    It names no message, and so keeps none in memory. The application's own variables are as they were.
+    """
+    home = contextvars.copy_context()
+    for variable in _OF_MESSAGES:
+        home.run(variable.set, None)
+    return home
+
 
 def clean(function: F) -> F:
     """Wrap a user's function: it runs in a copy of the context of this moment, whatever message its caller works on.
 
     So it neither sees nor leaves context variables of another message.
     """
-    home = contextvars.copy_context()
+    home = home_context()
 
     @functools.wraps(function)
     def in_home(*arguments: Any) -> Any:
@@ -211,7 +232,7 @@ class Tasks:
         """Tells the loop's time."""
         create = getattr(self.loop.create_task, "__func__", None)
         self._plain = create is asyncio.BaseEventLoop.create_task and not self.loop.get_debug()
-        self._home = contextvars.copy_context()
+        self._home = home_context()
         self._on_fatal = on_fatal
         self._tasks: set[asyncio.Task[Any]] = set()
         # The set's own method, and no call around it: it is called for every message.

@@ -105,6 +105,15 @@ def place_of(error: BaseException) -> str:
     return f" in {code.co_name}, {Path(code.co_filename).name} line {trace.tb_lineno}"
 
 
+def drop_if_long(error: BaseException) -> None:
+    """Forget the traceback of an error that was told, if it has more than a hundred frames.
+
+    One object that is raised again and again gets a longer one with each time, and keeps what was in all of the frames.
+    """
+    if _is_long(error):
+        error.__traceback__ = None
+
+
 def _is_long(error: BaseException) -> bool:
     trace = error.__traceback__
     for _ in range(_MOST_FRAMES):

@@ -14,6 +14,7 @@ class Recorded:
     def __init__(self, error: BaseException | None = None) -> None:
         self.transactions = 0
         self.written: set[MessageKey] | None = None
+        self.committed = 0
         self.limit: TimeLimit | None = None
         self.idle = 0.0
         self.lost = False
@@ -21,6 +22,9 @@ class Recorded:
         self.asked: list[tuple[str, float | None]] = []
         self.error = error
         self.gate: asyncio.Event | None = None
+
+    def tell_half_done(self) -> None:
+        """Record nothing."""
 
     async def acknowledge(self) -> None:
         """Record it."""

@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from postroom.program_end import end_with_the_program
-from postroom.tasks import Tasks
+from postroom.tasks import Tasks, clean, message_variable
 
 
 async def work() -> str:
@@ -102,3 +103,22 @@ def test_an_event_loop_that_ends_before_what_was_to_end_with_it_is_forgotten() -
     gone = asyncio.run(main())
     gc.collect()
     assert gone() is None
+
+
+async def test_what_outlives_a_message_inherits_the_applications_variables_and_not_the_message() -> None:
+    """A pool or a consumer that a handler opens works for all messages."""
+    of_message = message_variable("of_message")
+    of_application: ContextVar[str] = ContextVar("of_application")
+    of_message.set("m-1")
+    of_application.set("1.0")
+
+    @clean
+    def seen() -> tuple[Any, str]:
+        return of_message.get(), of_application.get()
+
+    async def look() -> tuple[Any, str]:
+        return of_message.get(), of_application.get()
+
+    tasks = Tasks(lambda error: None)
+    assert [seen(), await tasks.spawn(look(), "look"), tasks.run_clean(seen)] == [(None, "1.0")] * 3
+    assert of_message.get() == "m-1"

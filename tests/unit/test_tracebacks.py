@@ -8,7 +8,7 @@ import pytest
 
 from postroom import tracebacks
 from postroom.redaction import describe_at_length
-from postroom.tracebacks import chain_of, frames_of
+from postroom.tracebacks import chain_of, drop_if_long, frames_of
 
 
 def _caught(fails: Callable[[], object]) -> BaseException:
@@ -131,3 +131,15 @@ def test_only_what_the_standard_library_formats_no_differently_is_formatted_here
     assert chain_of(_caught(_simple)) is not None
     for fails in (_deep, _in_a_group, _misspelt, _unreadable):
         assert chain_of(_caught(fails)) is None
+
+
+def test_one_object_that_is_raised_again_and_again_does_not_get_longer_without_end() -> None:
+    """It keeps what was in each frame of its traceback, and each is formatted again."""
+    sentinel = KeyError("not there")
+
+    def fails() -> None:
+        raise sentinel
+
+    for _ in range(1_000):
+        drop_if_long(_caught(fails))
+    assert len(traceback.extract_tb(sentinel.__traceback__)) <= 102

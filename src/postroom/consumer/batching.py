@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, cast, get_args, get_origin
 import msgspec
 
 from postroom.consumer.callables import check_handler, is_async, name_of
-from postroom.consumer.context import MessageContext, forget_message, settles_of
+from postroom.consumer.context import MessageContext, settles_of
 from postroom.consumer.handlers import refuse_unworked
 from postroom.errors import (
     AlreadyHandled,
@@ -33,6 +33,7 @@ from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
 from postroom.program_end import ends_the_program
 from postroom.resources.identity import Identifier
+from postroom.tasks import home_context, message_variable
 from postroom.types import C_co, R_co
 
 _LISTS: Final = (list, Sequence)
@@ -83,7 +84,7 @@ class BatchContext(Generic[C_co, R_co]):
 
 
 _current: Final[contextvars.ContextVar[tuple[BatchContext[Any, Any], "asyncio.Task[Any] | None"] | None]] = (
-    contextvars.ContextVar("postroom_batch", default=None)
+    message_variable("postroom_batch")
 )
 """A batch, and the task of its handler."""
 
@@ -138,9 +139,8 @@ class _Batch:
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self._cuts = 0
-        self._context = contextvars.copy_context()
-        # The copy is that of the first message; logs of the handler must not name it alone.
-        self._context.run(forget_message)
+        # That of the first message, which logs of the handler must not name alone.
+        self._context = home_context()
 
     def begin(self, name: str) -> asyncio.Task[None]:
         """Call the handler, in a task of its own, which is returned: it goes on when one of its messages is lost."""

@@ -10,13 +10,13 @@ import msgspec
 
 from postroom.checking import is_number
 from postroom.consumer.confirmation import Confirmation, confirmed, settling_later
-from postroom.consumer.transacting import MessageTransaction
+from postroom.consumer.transacting import Counts, MessageTransaction
 from postroom.display import Discreet, display_key
 from postroom.errors import ConfigurationError, PostroomError, retry_delay
 from postroom.fleet.names import Unnamable, name_of
 from postroom.message import Message
 from postroom.options import MAX_VISIBILITY
-from postroom.tasks import TimeLimit
+from postroom.tasks import TimeLimit, message_variable
 from postroom.transactions import EitherTransactional, MessageKey, SyncTransactional, SyncTx, Transactional, Tx
 from postroom.types import C_co, R_co
 
@@ -26,7 +26,6 @@ __all__ = [
     "Settles",
     "current_message",
     "enter_message",
-    "forget_message",
     "settles_of",
     "settling_later",
 ]
@@ -34,13 +33,9 @@ __all__ = [
 _LONGEST_KEY: Final = 500
 
 
-class Settles(Protocol):
-    """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()``."""
+class Settles(Counts, Protocol):
+    """What stands behind ``ctx.ack()``, ``ctx.retry()`` and ``ctx.extend()`` in one call of a handler."""
 
-    transactions: int
-    """Transactions of the message that are neither committed nor rolled back."""
-    written: set[MessageKey] | None
-    """The keys of those that are open or were committed in this call of the handler; None before the first."""
     idle: float
     """Seconds of this call of the handler that do not count: in them it waited for its batch."""
 
@@ -231,7 +226,7 @@ def _key_of(message: Message, context: Any, key: Any) -> MessageKey:
     return MessageKey(message.queue, f"tenant:{len(tenant)}:{tenant}:{key}")
 
 
-_current: ContextVar[MessageContext[Any, Any] | None] = ContextVar("postroom_message", default=None)
+_current: ContextVar[MessageContext[Any, Any] | None] = message_variable("postroom_message")
 
 
 def current_message() -> MessageContext[Any, Any] | None:
@@ -255,8 +250,3 @@ enter_message: Final[Callable[[MessageContext[Any, Any]], object]] = _current.se
 def settles_of(context: MessageContext[Any, Any]) -> Settles:
     """Return what stands behind a context: nothing for handlers."""
     return context._settles  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-
-
-def forget_message() -> None:
-    """Make no context the current one: of a batch, none of its messages is."""
-    _current.set(None)

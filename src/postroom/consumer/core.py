@@ -48,6 +48,8 @@ _BACKOFF: Final = (0.1, 600.0)
 """Seconds that a message of a group backs off at least and at most, where it does so here and not in the queue."""
 _PARK: Final = (60.0, 180.0)
 """Seconds, at random between these, for which a message is parked."""
+_LAST_SECOND: Final = 1.0
+"""Seconds between two messages of a tenant that find out that the consumer has to stop."""
 _TURN: Final = 5.0
 """Seconds after which a tenant goes on once its host is back, even if its turn has not come."""
 
@@ -401,6 +403,10 @@ class Core:
         over = self.availability.diverted(job.tenant, now)
         self.leased(job)
         return over is not None and self.away.over(over)
+
+    def wait_for_the_stop(self, job: Job, now: float) -> None:
+        """Let a message wait that can have no resources before the stop that this asked for. Others are tried, too."""
+        self._wait(job, Wait(Obstacle(ObstacleKind.TENANT, job.tenant), now + _LAST_SECOND), now)
 
     def _wait(self, job: Job, wait: Wait, now: float) -> None:
         self.probe_ended(job)

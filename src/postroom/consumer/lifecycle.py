@@ -35,6 +35,7 @@ from postroom.consumer.stopping import StopDiary, where_it_waits
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.display import counted, display_key
+from postroom.errors import PostroomError
 from postroom.events import ConsumerStarted, ConsumerStopped, ConsumerStopping
 from postroom.fleet.hints import Hints
 from postroom.fleet.member import Member
@@ -293,7 +294,8 @@ class Run(Generic[C, R]):
                 text = "The application's code raised %s; the consumer of %s stops"
                 _log.warning(text, describe(error), name, extra=about(queue=name, step=Step.STOP))
             else:
-                _log.critical("The consumer of %s stops: %s", name, type(error).__name__, extra=about(queue=name))
+                what = describe(error) if isinstance(error, PostroomError) else type(error).__name__
+                _log.critical("The consumer of %s stops: %s", name, what, extra=about(queue=name))
         self.request_stop(StopReason.FATAL)
 
     def health(self, *, stopped: bool) -> Health:

@@ -23,11 +23,13 @@ from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Unwrapping
 from postroom.errors import (
     AlreadyHandled,
+    ClosedError,
     ConfigurationError,
     ContextError,
     Drop,
     InvalidRequest,
     MessageError,
+    NotOpenError,
     OwnershipLost,
     PayloadError,
     PoolExhaustedError,
@@ -48,6 +50,7 @@ from postroom.resources import Lease, ResourcePool, sqlstate_of
 from postroom.resources.failures import is_of_server
 from postroom.settlement import DeadLetters, backoff
 from postroom.tasks import TimeLimit, is_cancelled, runs_as
+from postroom.tracebacks import drop_if_long
 from postroom.types import UNRESOLVED, AckMode, OnInvalid, Settlement
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -74,8 +77,17 @@ class _NotNow(Exception):
 _GONE = frozenset({Settlement.ACKED, Settlement.REJECTED})
 """What was decided about a message that is in its queue no longer, if it was ours."""
 
-_NO_FAILURES = (Retry, Reject, Drop, OwnershipLost, _Diverted, _NotNow)
-"""What the handling of a message raises to say what becomes of it, also where it was cut off."""
+
+def _is_no_failure(job: Job, error: BaseException) -> bool:
+    """Whether the handling of a message raised this to say what becomes of it, also where it was cut off."""
+    if isinstance(error, OwnershipLost):
+        return _tells_of(job, error)
+    return isinstance(error, Retry | Reject | Drop | _Diverted | _NotNow)
+
+
+def _tells_of(job: Job, error: OwnershipLost) -> bool:
+    """Whether a message is lost. That another one is, which its handler let out, is a failure of this one."""
+    return error.message_id in {None, job.message.id} or not job.source.settler.ours(job)
 
 
 class Pipeline:
@@ -164,6 +176,7 @@ class Pipeline:
             if isinstance(error, GeneratorExit) and job.task is not None and not runs_as(job.task):
                 raise  # the loop is gone, and this coroutine is closed: it may await nothing
             await self._did_not_succeed(job, error)
+            drop_if_long(error)
         else:
             self._did_succeed(job)
         finally:
@@ -325,7 +338,7 @@ class Pipeline:
         """Decide what becomes of a message after its handling raised. It may be cancelled in ``on_error``."""
         try:
             # Many a library makes an error of its own of a cancellation: it is no failure of the message.
-            if self._is_cut_off(job) and not isinstance(error, _NO_FAILURES):
+            if self._is_cut_off(job) and not _is_no_failure(job, error):
                 text = "The handling of message %s of %s was cut off, and ended with %s"
                 _log.warning(text, job.message.id, tenant_in_words(job.tenant), describe(error), extra=about(job))
                 self._return(job)
@@ -360,13 +373,15 @@ class Pipeline:
             case _NotNow():
                 self._core.put_back(job, self._time())
                 self._engine.act()
-            case OwnershipLost():
+            case OwnershipLost() if _tells_of(job, error):
                 job.source.settler.lose(job)  # ctx.ack() may know it before the heartbeat does
                 await self._report(job, error)
                 self._give_group_back(job)
-            case ConfigurationError() if not job.started and self._pool is not None and job.decoded:
-                self._core.put_back(job, self._time())
-                self._engine.end(error)  # what was passed as resources= cannot work for any tenant
+            # What was passed as resources= cannot work for any tenant, or the application has closed it.
+            case ConfigurationError() | ClosedError() | NotOpenError() if self._leases(job):
+                self._core.wait_for_the_stop(job, self._time())
+                self._engine.act()
+                self._engine.end(error)
             # Nothing that the message did: it waits, and no attempt is counted.
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
                 await self._wait(job, error)
@@ -374,6 +389,10 @@ class Pipeline:
                 await self._wait(job, error)
             case _:
                 await self._blame(job, error)
+
+    def _leases(self, job: Job) -> bool:
+        """Whether a message was about to get its tenant's resources."""
+        return self._pool is not None and job.decoded and not job.started
 
     async def _wait(self, job: Job, error: BaseException) -> None:
         """Let a message wait that could not have its tenant's resources, unless ``on_error`` decides otherwise."""
@@ -417,7 +436,7 @@ class Pipeline:
 
         ``quietly``: it is an outage, which is logged once for all of its messages.
         """
-        if isinstance(error, MessageError):
+        if isinstance(error, MessageError) and not isinstance(error, OwnershipLost):  # which may be another message's
             with suppress(AttributeError):  # of a class of the application's, which may be frozen
                 error.message_id = job.message.id
         self.failed[type(error).__name__] += 1

@@ -23,7 +23,18 @@ class Settling(msgspec.Struct, eq=False):
     _engine: Engine
     transactions: int = 0
     written: set[MessageKey] | None = None
+    committed: int = 0
     idle: float = 0.0
+
+    def tell_half_done(self) -> None:
+        """Say that one transaction of a message was rolled back behind another one that was committed."""
+        job = self._job
+        text = (
+            "A ctx.transaction() of message %s of %s was rolled back after another one of it was committed. When the "
+            "message comes again, the other one raises AlreadyHandled: where the handler lets that out, the message is "
+            "acknowledged without this one. Use one block, or catch AlreadyHandled around each"
+        )
+        _log.warning(text, job.message.id, tenant_in_words(job.tenant), extra=about(job))
 
     @property
     def limit(self) -> TimeLimit | None:

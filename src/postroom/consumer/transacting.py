@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Protocol
 
-from postroom.errors import ConfigurationError
+from postroom.errors import AlreadyHandled, ConfigurationError
 from postroom.transactions import MessageKey, SyncTx, Tx
 
 _count: Final = threading.Lock()  # the handlers of one message may use several threads
@@ -19,6 +19,12 @@ class Counts(Protocol):
     """Those that are open."""
     written: set[MessageKey] | None
     """The keys of those that are open or were committed; None before the first."""
+    committed: int
+    """Those that were committed."""
+
+    def tell_half_done(self) -> None:
+        """Note that one was rolled back behind another one that was committed."""
+        ...
 
 
 class MessageTransaction(Generic[Tx, SyncTx]):
@@ -54,8 +60,8 @@ class MessageTransaction(Generic[Tx, SyncTx]):
         self._begin()
         try:
             return await transaction.__aenter__()
-        except BaseException:
-            self._end(committed=False)
+        except BaseException as error:
+            self._end(committed=False, error=error)
             raise
 
     async def __aexit__(
@@ -68,7 +74,7 @@ class MessageTransaction(Generic[Tx, SyncTx]):
             committed = error is None
             return swallowed
         finally:
-            self._end(committed=committed)
+            self._end(committed=committed, error=error)
 
     def __enter__(self) -> SyncTx:
         """Begin, in the handler's thread."""
@@ -87,8 +93,8 @@ class MessageTransaction(Generic[Tx, SyncTx]):
         self._begin()
         try:
             return transaction.__enter__()
-        except BaseException:
-            self._end(committed=False)
+        except BaseException as error:
+            self._end(committed=False, error=error)
             raise
 
     def __exit__(
@@ -101,7 +107,7 @@ class MessageTransaction(Generic[Tx, SyncTx]):
             committed = error is None
             return swallowed
         finally:
-            self._end(committed=committed)
+            self._end(committed=committed, error=error)
 
     def _begin(self) -> None:
         with _count:
@@ -112,17 +118,22 @@ class MessageTransaction(Generic[Tx, SyncTx]):
                 # out, and the message acknowledged. Inside of the first one it would wait for itself.
                 text = (
                     "this call of the handler has entered ctx.transaction() with the same key before: a message has "
-                    "one such block. Put everything into it, or give the other one a key="
+                    "one such block. Put everything into it; or give each part a key= of its own, and catch "
+                    "AlreadyHandled around each"
                 )
                 raise ConfigurationError(text)
             self._counts.written.add(self._key)
             self._counts.transactions += 1
 
-    def _end(self, *, committed: bool) -> None:
+    def _end(self, *, committed: bool, error: BaseException | None) -> None:
         with _count:
             self._counts.transactions -= 1
+            self._counts.committed += committed
             if not committed and self._counts.written is not None:  # it may be tried again
                 self._counts.written.discard(self._key)
+            half_done = self._counts.committed > 0 and not committed
+        if half_done and not isinstance(error, AlreadyHandled):
+            self._counts.tell_half_done()
 
     def _refuse(self, remedy: str) -> NoReturn:
         raise ConfigurationError(f"the transaction of {type(self._resources).__name__} {remedy}")

@@ -25,6 +25,7 @@ from postroom.options import check_count, check_seconds
 from postroom.payloads.encoding import to_json
 from postroom.redaction import describe
 from postroom.repeats import Repeats
+from postroom.tasks import message_variable
 
 _log = Log("postroom.step_functions", Step.HANDLER)
 
@@ -49,7 +50,7 @@ class _Task:
     """Why the state machine does not wait for it any longer."""
 
 
-_current: ContextVar[_Task | None] = ContextVar("postroom_step_functions_task", default=None)
+_current: ContextVar[_Task | None] = message_variable("postroom_step_functions_task")
 
 
 def set_task_output(output: object) -> None:
@@ -63,14 +64,14 @@ def set_task_output(output: object) -> None:
         ConfigurationError: it has no JSON form or is too large; or it is called outside of a handler behind
             ``TaskTokens``, for a message without a token, or in a batch handler.
     """
+    if current_batch() is not None:
+        text = "a batch handler cannot say of which message set_task_output() is: register a handler of one message"
+        raise ConfigurationError(text)
     task = _current.get()
     if task is None:
         text = (
             "set_task_output() works in a handler of a message with a task token: Consumer(middleware=[TaskTokens()])"
         )
-        raise ConfigurationError(text)
-    if current_batch() is not None:  # it is the first message's task that is seen in a batch
-        text = "a batch handler cannot say of which message set_task_output() is: register a handler of one message"
         raise ConfigurationError(text)
     written = "{}" if output is None else to_json(output)
     if (size := len(written.encode())) > _LARGEST:

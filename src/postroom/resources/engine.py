@@ -1,7 +1,6 @@
 """The acting half of a pool: it carries out what ``core`` decides, with tasks, timers, logs and observers."""
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -21,7 +20,7 @@ from postroom.resources.providers import connections_of
 from postroom.resources.provision import Provision
 from postroom.resources.reporter import Reporter, log
 from postroom.resources.subscribers import Subscribers
-from postroom.tasks import clock_of
+from postroom.tasks import clock_of, home_context
 
 
 class Engine:
@@ -50,7 +49,7 @@ class Engine:
         self._name = name
         # What providers, observers and timers see of context variables is what was set here, never what the handler of
         # some message set.
-        self._home = contextvars.copy_context()
+        self._home = home_context()
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._checks: dict[Entry, asyncio.Task[BaseException | None]] = {}
         self._acting = False

@@ -654,7 +654,7 @@ class ResourcePool(Generic[C, R]):
 
     def _unusable(self) -> PostroomError:
         if self._closed:
-            return ClosedError(f"{self._name} was closed")
+            return ClosedError(f"{self._name} was closed; keep it open for as long as it is used")
         return NotOpenError(f"{self._name} is not open: write `async with pool:` around its use")
 
 

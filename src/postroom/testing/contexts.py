@@ -24,6 +24,7 @@ class _Recorder(msgspec.Struct, eq=False):
 
     transactions: int = 0
     written: set[MessageKey] | None = None
+    committed: int = 0
     limit: TimeLimit | None = None
     idle: float = 0.0
     lost: bool = False
@@ -34,6 +35,9 @@ class _Recorder(msgspec.Struct, eq=False):
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
+
+    def tell_half_done(self) -> None:
+        return None
 
     async def acknowledge(self) -> None:
         self.acknowledged = True

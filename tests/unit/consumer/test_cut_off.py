@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postroom import AckMode, Consumer, MessageContext, RetryPolicy, Shutdown, Visibility
+from postroom import AckMode, Consumer, MessageContext, OwnershipLost, RetryPolicy, Shutdown, Visibility
 from postroom.message import Message
 from support.world import Order, Tenant, World, with_world
 
@@ -91,6 +91,26 @@ async def test_a_lost_message_has_had_no_attempt(world: World) -> None:
         world.send_orders("1")
         await asyncio.sleep(30)
     assert attempts == [1, 1]
+
+
+@with_world
+async def test_a_handler_has_failed_that_lets_out_the_loss_of_another_message(world: World) -> None:
+    """Its own message is ours: it has its attempts and its backoff, and ends with the reason."""
+    calls: list[int] = []
+    world.create(dead_letters="dead", receives=9)
+    orders = Consumer("orders", context=Tenant, client=world.client, retry=RetryPolicy(attempts=2, base=1, cap=1))
+
+    @orders.handler
+    async def handle(_order: Order, ctx: Ctx) -> None:
+        calls.append(ctx.attempt)
+        raise OwnershipLost("of a context that was kept", message_id="another")
+
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(10)
+    assert calls == [1, 2]
+    [letter] = await world.broker.receive("dead")
+    assert "2 failed attempts, the last one with OwnershipLost" in str(letter.message_attributes)
 
 
 @with_world

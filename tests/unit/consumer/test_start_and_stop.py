@@ -8,6 +8,7 @@ from typing import Any, Self
 import pytest
 
 from postroom import (
+    ClosedError,
     Concurrency,
     ConfigurationError,
     Consumer,
@@ -521,3 +522,32 @@ async def test_a_defect_that_leaves_the_task_of_a_message_ends_the_consumer(
         async with orders:
             await orders.wait_for_stop()
     assert asyncio.get_running_loop().time() < 60
+
+
+@with_world
+async def test_a_pool_that_is_closed_under_a_consumer_ends_it_and_costs_no_message(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No handler ran, so nothing has failed. The log says why the consumer stops, and nothing runs in a circle."""
+    world.create(dead_letters="dead")
+    pool = ResourcePool(Databases())
+    handled: list[str] = []
+    orders = consumer(world.client, handled, context=Tenant, resources=pool)
+
+    async def run() -> None:
+        async with pool, orders:
+            world.send_orders("1")
+            await asyncio.sleep(1)
+            await pool.aclose()
+            for tenant in "abc":
+                world.send_orders("2", "3", tenant=tenant)
+            await asyncio.sleep(20)
+
+    with pytest.raises(ClosedError):
+        await run()
+    await asyncio.sleep(30)
+    assert handled == ["1"]
+    assert (world.counts(), world.counts("dead")) == ((6, 0), (0, 0))
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.WARNING] == [
+        "The consumer of orders stops: ClosedError: pool was closed; keep it open for as long as it is used"
+    ]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -167,7 +167,7 @@ def test_a_second_block_with_the_same_key_is_refused(handler: Callable[[Ctx], An
 
     handled_twice(handle)
     assert isinstance(refused[0], ConfigurationError)
-    assert "Put everything into it, or give the other one a key=" in str(refused[0])
+    assert "Put everything into it; or give each part a key= of its own, and catch AlreadyHandled" in str(refused[0])
 
 
 def test_blocks_with_other_keys_and_one_that_was_rolled_back_are_no_duplicates() -> None:
@@ -183,6 +183,26 @@ def test_blocks_with_other_keys_and_one_that_was_rolled_back_are_no_duplicates()
                         effects.append(key)
 
     assert handled_twice(handle).effects == ["a", "b"]
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_block_that_is_rolled_back_behind_another_one_is_told(
+    careful: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its message is acknowledged without it where the other one's ``AlreadyHandled`` leaves the handler."""
+    calls: list[int] = []
+
+    async def handle(_: Order, ctx: Ctx) -> None:
+        calls.append(ctx.attempt)
+        for key in ("a", "b"):
+            with suppress(AlreadyHandled) if careful else nullcontext():
+                async with ctx.transaction(key=key) as effects:
+                    effects.append(key)
+                    if key == "b" and len(calls) == 1:
+                        raise ZeroDivisionError
+
+    assert handled_twice(handle).effects == (["a", "b"] if careful else ["a"])
+    assert sum("was rolled back after another one of it was committed" in text for text in caplog.messages) == 1
 
 
 def test_a_duplicate_is_told_to_observers_and_is_no_failure() -> None:

@@ -5,7 +5,6 @@ It knows no redirects, no cookies, no compression, no proxies and no retries. An
 """
 
 import asyncio
-import contextvars
 import socket
 import ssl
 from collections import deque
@@ -15,7 +14,7 @@ from typing import Final, NamedTuple, cast
 
 import httptools
 
-from postroom.tasks import is_cancelled
+from postroom.tasks import home_context, is_cancelled
 from postroom.transports.aws.clean import CLEAN
 
 MAX_ANSWER: Final = 32 * 1024 * 1024
@@ -75,7 +74,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def __init__(self, lost: Callable[["HttpConnection"], None]) -> None:
         self._lost = lost
-        self._context = contextvars.copy_context()
+        self._context = home_context()
         self._buffer = memoryview(bytearray(_BUFFER))
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
