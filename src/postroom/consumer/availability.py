@@ -471,6 +471,10 @@ class Availability:
             _log.log(level, text, display_key(host), _FORGOTTEN, extra=extra)
         # Tenants may have been moved to another host while one of their messages tried the old one.
         self._trying = {host: job for host, job in self._trying.items() if job.leads}
+        for host in [each for each in self._asleep if Obstacle(ObstacleKind.HOST, each) not in known]:
+            # More hosts were down than are remembered, or only another replica said so.
+            if not self._is_hinted(host) and not any(map(has_messages, self._asleep[host])):
+                del self._asleep[host]
 
     def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
         """Note that what failed is tried no longer, and let it be news when it is. Returns how loud its line is."""
