@@ -79,6 +79,7 @@ class Attempts:
             return None
         done = self._successes.setdefault(job.tenant, 0)
         failures, before = self._poison.pop(job.message.id, (0, done))
+        before = min(before, done)  # what succeeded may have been forgotten since
         failures, others = failures + 1, done - before
         self.remembers = True
         # Also of what is poison: it may be lost before it is rejected.

@@ -270,6 +270,12 @@ class Availability:
         if host is not None and (Obstacle(ObstacleKind.HOST, host) in self.known_outages or self._is_hinted(host)):
             self._trying[host] = job
 
+    def tried(self, job: Job) -> None:
+        """Forget a message that no longer tries whether its host is back: its body would be kept."""
+        host = None if self._pool is None or not self._trying else self._pool.host_of(job.context)
+        if host is not None and self._trying.get(host) is job:
+            del self._trying[host]
+
     def is_half_open(self, job: Job) -> bool:
         """Whether a message that may run would be its tenant's probe."""
         breaker = self._open.get(job.tenant) if self._open else None
@@ -460,10 +466,15 @@ class Availability:
             # No tenant is on it any longer, or it would have been tried: they were moved, or have no messages.
             del known[Obstacle(ObstacleKind.HOST, host)]
             self._asleep.pop(host, None)
-            self._trying.pop(host, None)
             level, extra = self._forgotten(host, now, _DOWN), about(step=Step.RESOURCES)
             text = "No message has needed host %s for %.0f s: it is no longer said to be unavailable"
             _log.log(level, text, display_key(host), _FORGOTTEN, extra=extra)
+        # Tenants may have been moved to another host while one of their messages tried the old one.
+        self._trying = {host: job for host, job in self._trying.items() if job.leads}
+        for host in [each for each in self._asleep if Obstacle(ObstacleKind.HOST, each) not in known]:
+            # More hosts were down than are remembered, or only another replica said so.
+            if not self._is_hinted(host) and not any(map(has_messages, self._asleep[host])):
+                del self._asleep[host]
 
     def _forgotten(self, subject: Hashable, now: float, *kinds: Kind) -> int:
         """Note that what failed is tried no longer, and let it be news when it is. Returns how loud its line is."""

@@ -366,6 +366,7 @@ class Core:
         """Note that a message has its tenant's resources: the others of its tenant may have them, too."""
         if job.leads:
             job.leads = False
+            self.availability.tried(job)
             if not job.probe:
                 self.scheduler.wake(job.tenant)
 
@@ -451,6 +452,7 @@ class Core:
         """Let another message of a tenant be its probe, or try its resources, if this one did and told nothing."""
         if self.availability.probe_ended(job) or job.leads:
             job.leads = False
+            self.availability.tried(job)
             self.scheduler.wake(job.tenant)
 
     # -- outcomes -----------------------------------------------------------------------------------------------

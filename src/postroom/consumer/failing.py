@@ -7,7 +7,7 @@ from postroom.consumer.job import Job
 from postroom.errors import ContextError, PayloadError, ResourceError, in_words
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import describe, log_error, redact
-from postroom.settlement import Refusals
+from postroom.settlement import SharedLines
 from postroom.tasks import Tasks
 
 _log = Log("postroom.consumer", Step.HANDLER)
@@ -27,9 +27,8 @@ class FailureLog:
     """Tells of each failed attempt; of a step that fails for everything, after some lines, in one for many."""
 
     def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
-        self._shared: dict[str, Refusals] = {}
-        """Where resolvers and payload types fail, by the text of the line."""
+        self._shared = SharedLines(tasks)
+        """Where resolvers and payload types fail."""
 
     def tell(self, job: Job, error: BaseException, level: int) -> None:
         """Log that an attempt failed."""
@@ -54,8 +53,7 @@ class FailureLog:
 
     def flush(self) -> None:
         """Tell now of what was collected: the consumer has stopped."""
-        for each in self._shared.values():
-            each.flush()
+        self._shared.flush()
 
     def _is_one_of_many(self, job: Job, error: BaseException, cause: BaseException | None) -> bool:
         """Whether a message shares a line: what a resolver asks may be down, for every message of every tenant.
@@ -69,10 +67,7 @@ class FailureLog:
         text, log = (_UNDECODED, _of_payloads) if of_payload else (_UNRESOLVED, _of_contexts)
         step = (job.source.decoder if of_payload else job.source.resolver).failing
         name = step.queue  # of all queues together, where it fails for all: there may be one for each tenant
-        text = text.format(name)
-        if text not in self._shared:
-            self._shared[text] = Refusals(text, tasks=self._tasks, queue=name, log=log)
-        shared = self._shared[text]
+        shared = self._shared.line(text.format(name), queue=name, log=log)
         if shared.is_among_the_first() or (of_payload and (job.decoded or not step.fails)):
             return False
         shared.add(kind if of_payload else f"ContextError from {kind}", job.message.id, job.tenant)

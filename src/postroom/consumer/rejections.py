@@ -9,7 +9,7 @@ from postroom.consumer.job import Job
 from postroom.errors import in_words
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import redact
-from postroom.settlement import Refusals
+from postroom.settlement import Refusals, SharedLines
 from postroom.tasks import Tasks
 from postroom.types import UNRESOLVED
 
@@ -35,11 +35,9 @@ class Rejections:
     """
 
     def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
         self._time = tasks.time
         self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
-        self._shared: dict[str, Refusals] = {}
-        """What shares a line, by the text of that."""
+        self._shared = SharedLines(tasks)
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
@@ -113,13 +111,10 @@ class Rejections:
 
     def flush(self) -> None:
         """Tell now of what was collected: the consumer has stopped."""
-        for each in self._shared.values():
-            each.flush()
+        self._shared.flush()
 
     def _sharing(self, text: str, name: str, level: int = logging.WARNING) -> Refusals:
-        if text not in self._shared:
-            self._shared[text] = Refusals(text, tasks=self._tasks, queue=name, log=_log, level=level)
-        return self._shared[text]
+        return self._shared.line(text, queue=name, log=_log, level=level)
 
     def _count(self, key: Hashable, cause: str) -> int:
         """Return which message this is with the same key and cause, in a period that begins with the first one."""

@@ -39,6 +39,8 @@ class _Fleet(msgspec.Struct):
     """Until then nothing is granted that was not held: leases may be out that are not remembered here."""
     epoch_expires: float = 0.0
     members: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    tidied: float = 0.0
+    """When all slots were looked at last for those that have run out."""
     slots: dict[str, dict[str, _Slots]] = msgspec.field(default_factory=dict[str, dict[str, _Slots]])
     tats: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Theoretical arrival times: when a tenant with a rate has used up what it had."""
@@ -76,7 +78,7 @@ class Store:
         self._enter_epoch(fleet, request, now)
         self._count_members(fleet, request, now)
         grants = tuple(self._grant(fleet, request, ask, now) for ask in request.asks)
-        fleet.hints = {host: hint for host, hint in fleet.hints.items() if hint[0] > now}
+        self._forget_expired(fleet, request, now)
         hints = tuple(Hint(host, until - now, cause) for host, (until, cause) in sorted(fleet.hints.items()))
         return Answer(fleet.epoch, fleet.version, len(fleet.members), grants, hints)
 
@@ -101,6 +103,19 @@ class Store:
             fleet.members.pop(request.replica, None)
         else:
             fleet.members[request.replica] = now + request.lease
+
+    @staticmethod
+    def _forget_expired(fleet: _Fleet, request: Request, now: float) -> None:
+        fleet.hints = {host: hint for host, hint in fleet.hints.items() if hint[0] > now}
+        fleet.probes = {host: probe for host, probe in fleet.probes.items() if probe[0] > now}
+        if now < fleet.tidied + request.lease:  # not at every call: there may be thousands of tenants
+            return
+        fleet.tidied = now
+        for tenant, slots in list(fleet.slots.items()):
+            for replica in [replica for replica, other in slots.items() if other.expires <= now]:
+                del slots[replica]
+            if not slots:
+                del fleet.slots[tenant]
 
     def _grant(self, fleet: _Fleet, request: Request, ask: Ask, now: float) -> Grant:
         me, slots = request.replica, fleet.slots.setdefault(ask.tenant, {})

@@ -2,20 +2,20 @@
 
 An order is a field beside the decisions, ``order t:acme``; a replica that has carried it out writes ``done t:acme
 REPLICA``. The replica that ordered it waits for every one that is alive by the store's clock, and takes all fields away
-again. A newer order takes the place of an older one: when both are alike, the older one is done with it; else it is
-given again behind it.
+again. A replica that reports later than that takes its own field away. A newer order takes the place of an older one:
+when both are alike, the older one is done with it; else it is given again behind it.
 An earlier version of a replica knows neither, and never confirms: the wait ends by its caller's time limit.
 """
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from postroom.fleet.protocol import SharedState
+from postroom.fleet.protocol import PASSING, SharedState
 from postroom.log_fields import Log, Step
 from postroom.redaction import describe
 from postroom.tasks import Tasks
@@ -78,9 +78,13 @@ class Orders:
         self._workers = workers
         self._tasks = tasks
         self._taken: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._forgetting: asyncio.Task[None] | None = None
 
     def learn(self, fields: Mapping[str, str]) -> None:
         """Begin with orders that are new here, and call off those that a newer one has replaced."""
+        late = [field for field in fields if self._is_late(field, fields)]
+        if late and (self._forgetting is None or self._forgetting.done()):
+            self._forgetting = self._tasks.spawn(self._forget(late), "postroom-fleet-order")
         found: dict[str, Order] = {}
         for field, text in fields.items():
             kind, _, name = field.partition(" ")
@@ -103,7 +107,21 @@ class Orders:
         except Exception as error:  # whatever a provider raises: who ordered it has to know
             report = Report(order.id, error=describe(error))
         field, text = f"{_DONE} {name} {self._replica}", _encode(report).decode()
+        if self._forgetting is not None and not self._forgetting.done():
+            await asyncio.wait([self._forgetting])  # it may be about to take this very field away
         await self._patiently(lambda: self._state.decide(self._fleet, {field: text}))
+
+    def _is_late(self, field: str, fields: Mapping[str, str]) -> bool:
+        """Whether this replica has reported after the order was taken away: its giver's time limit was over."""
+        order, _, replica = field.removeprefix(PASSING).rpartition(" ")
+        return field.startswith(PASSING) and replica == self._replica and f"{_ORDER} {order}" not in fields
+
+    async def _forget(self, fields: Sequence[str]) -> None:
+        with contextlib.suppress(
+            Exception
+        ):  # whatever a client raises: the next change in the store has it tried again
+            async with asyncio.timeout(_CLEANING):
+                await self._state.decide(self._fleet, dict.fromkeys(fields))
 
     async def everywhere(
         self, what: str, name: str, *, publish: Callable[[], Awaitable[None]], waiting: Callable[[int, int], None]

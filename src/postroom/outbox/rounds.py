@@ -32,6 +32,8 @@ LONGEST_PAUSE: Final = 60.0
 """The longest such pause."""
 _FORGOTTEN: Final = 600.0
 """Seconds after a pause without another try: then nothing is left that would try it."""
+_TIDY: Final = 60.0
+"""Seconds between two looks for what is forgotten: thousands may fail for the first time in one of them."""
 _MOST_QUEUES: Final = 10_000
 """Queues that are kept open at once, besides those of the relay's senders: rows may name one for each request."""
 
@@ -51,6 +53,7 @@ class Pauses:
     def __init__(self) -> None:
         self._time = asyncio.get_running_loop().time
         self._until: dict[Any, tuple[float, float]] = {}  # the time, and how long the pause is
+        self._tidied = self._time()
 
     def active(self) -> list[Any]:
         """Return what is not to be tried now."""
@@ -67,12 +70,12 @@ class Pauses:
 
     def failed(self, key: Any) -> float:
         """Begin a pause, twice as long as the last one. Return its seconds."""
-        known = self._until.get(key)
-        if known is None:
-            over = self._time() - _FORGOTTEN
+        known, now = self._until.get(key), self._time()
+        if known is None and now >= self._tidied + _TIDY:
+            self._tidied, over = now, now - _FORGOTTEN
             self._until = {each: pause for each, pause in self._until.items() if pause[0] > over}
         seconds = FIRST_PAUSE if known is None else min(LONGEST_PAUSE, known[1] * 2)
-        self._until[key] = (self._time() + seconds, seconds)
+        self._until[key] = (now + seconds, seconds)
         return seconds
 
     def succeeded(self, key: Any) -> None:
@@ -97,6 +100,7 @@ class Queues:
         self._opening: dict[str, asyncio.Lock] = {}  # one each: a queue that is slow to open holds up no other
         self.pauses: Pauses = Pauses()
         self._of_tenants: Pauses = Pauses()  # by tenant and queue: what a transform fails for keeps back no other's
+        self._transforming: dict[str, None] = {}  # the queues of these: few, since only senders of `known` have one
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,7 +114,9 @@ class Queues:
 
     def paused(self, tenant: str) -> list[str]:
         """Return the queues that no message of a tenant is to be sent to now."""
-        return self.pauses.active() + [queue for other, queue in self._of_tenants.active() if other == tenant]
+        # Asked for each tenant: a list of those of all tenants would take seconds where thousands wait.
+        own = [queue for queue in self._transforming if self._of_tenants.is_active((tenant, queue))]
+        return self.pauses.active() + own
 
     async def post(self, queue: str, messages: Sequence[OutgoingMessage], tenant: str) -> dict[int, Unsent]:
         """Send messages of a tenant, and return what was not sent, by place.
@@ -186,6 +192,7 @@ class Queues:
         _log.log(level, text, queue, seconds, reason, extra=about(queue=queue))
 
     def _pause_for(self, tenant: str, queue: str, error: Exception) -> None:
+        self._transforming[queue] = None
         seconds, subject = self._of_tenants.failed((tenant, queue)), (tenant, queue)
         telling = self._outages.failed(_TRANSFORMS, subject, cause_of(error), describe(error), self._time())
         text = (

@@ -7,7 +7,7 @@ from postroom.settlement.delivery import Delivery, Ending
 from postroom.settlement.heartbeat import Heartbeat
 from postroom.settlement.settler import Listener, Settler, Tally
 from postroom.settlement.sleep import Moment
-from postroom.settlement.trouble import Refusals, describe
+from postroom.settlement.trouble import Refusals, SharedLines, describe
 
 __all__ = [
     "DeadLetters",
@@ -19,6 +19,7 @@ __all__ = [
     "Moment",
     "Refusals",
     "Settler",
+    "SharedLines",
     "Tally",
     "backoff",
     "describe",

@@ -25,6 +25,8 @@ _REPEAT = 60.0
 _SINGLY = 10
 """Messages in ``_REPEAT`` seconds that a line of its own may tell of."""
 _EXAMPLES = 3
+_MANY = 200
+"""Shared lines after which those are forgotten that have nothing to tell: queues come and go."""
 _WHAT = "Calls fail"
 
 
@@ -120,6 +122,11 @@ class Refusals:
         self._single = 0
         self._single_until = -math.inf
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to tell, and there was nothing in the last minute."""
+        return self._timer is None and self._tasks.time() >= self._single_until
+
     def is_among_the_first(self) -> bool:
         """Whether a line of its own may tell of a message, since there were few in the last minute; else ``add`` it."""
         now = self._tasks.time()
@@ -157,6 +164,32 @@ class Refusals:
             self._log.log(self._level, self._text, counted(count, "message"), cause, shown, extra=self._extra)
         self._counts.clear()
         self._examples.clear()
+
+
+class SharedLines:
+    """Lines that messages share, each by its text, which may name a queue.
+
+    Args:
+        tasks: start their timers.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._lines: dict[str, Refusals] = {}
+
+    def line(self, text: str, *, queue: str, log: Log, level: int = logging.WARNING) -> Refusals:
+        """Return what collects the messages of a line."""
+        found = self._lines.get(text)
+        if found is None:
+            if len(self._lines) >= _MANY:
+                self._lines = {each: line for each, line in self._lines.items() if not line.is_idle}
+            found = self._lines[text] = Refusals(text, tasks=self._tasks, queue=queue, log=log, level=level)
+        return found
+
+    def flush(self) -> None:
+        """Tell now of what was collected: the consumer has stopped."""
+        for line in self._lines.values():
+            line.flush()
 
 
 def describe(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """A poison message goes to the dead letters; a broken tenant pauses, and is tried with one message at a time."""
 
 import asyncio
+import itertools
 from random import Random
 from typing import Any
 
@@ -120,6 +121,27 @@ def test_a_message_that_succeeded_is_no_poison() -> None:
     attempts.succeeded(message)
     attempts.succeeded(other)
     assert attempts.poison(message, options) is None
+
+
+def test_a_message_is_poison_also_after_successes_were_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tenants than are remembered succeed while it waits: its tenant's count begins again."""
+    monkeypatch.setattr("postroom.consumer.attempts.REMEMBER", 50)
+    options = Faults(poison_after=3, poison_others=5)
+    queue = source(max_receives=100, faults=options)
+    attempts = Attempts(queue.facts)
+    bad, number = job("a", 0, of=queue), itertools.count(1)
+    attempts.poison(job("b", next(number), of=queue), options)  # from now on successes are counted
+    for _ in range(30):
+        attempts.succeeded(job("a", next(number), of=queue))
+    attempts.poison(bad, options)
+    for tenant in range(60):
+        attempts.succeeded(job(tenant, next(number), of=queue))
+    for _ in range(5):
+        attempts.succeeded(job("a", next(number), of=queue))
+    attempts.poison(bad, options)
+    for _ in range(5):
+        attempts.succeeded(job("a", next(number), of=queue))
+    assert attempts.poison(bad, options) == "poison: 3 failed attempts while 5 other messages of its tenant succeeded"
 
 
 def test_memory_is_bounded() -> None:

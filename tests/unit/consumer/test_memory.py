@@ -4,11 +4,11 @@ import asyncio
 import gc
 from random import Random
 
-from postroom import Consumer, MessageContext, Visibility
+from postroom import Consumer, MessageContext, ResourcePool, Visibility
 from postroom.consumer.job import Job
 from postroom.settlement import Delivery
 from postroom.testing.faults import ClientFaults, FaultyClient
-from support.world import Databases, Order, Tenant, World, in_world, with_world
+from support.world import Database, Databases, Order, Tenant, World, in_world, with_world
 
 
 def test_a_message_that_is_done_leaves_nothing_for_the_garbage_collector() -> None:
@@ -67,6 +67,32 @@ async def test_a_body_does_not_wait_for_an_extension_that_hangs(world: World) ->
         assert sorted(seen) == ["body 0", "body 1", "body 2"]
         assert [job.payload for job in jobs] == [None] * 3
         assert [job.message.body for job in jobs] == ["", "", ""]
+
+
+@with_world
+async def test_a_body_does_not_wait_for_a_host_that_stays_down(world: World) -> None:
+    """Its message tried the host last, and was given up since: the next one may come in an hour, or never."""
+    world.create(MessageRetentionPeriod="60")
+    databases = Databases()
+    tenants = [f"{host}-{number}" for host in range(4) for number in range(6)]
+    databases.failures |= dict.fromkeys(tenants, ConnectionRefusedError)
+    pool = ResourcePool(databases, host=lambda tenant: tenant.tenant_id.partition("-")[0])
+    orders: Consumer[Tenant, Database] = Consumer("orders", context=Tenant, resources=pool, client=world.client)
+
+    @orders.handler
+    async def record(order: Order, ctx: MessageContext[Tenant, Database]) -> None:
+        pass
+
+    for tenant in tenants:
+        world.send_orders("1", tenant=tenant)
+    others = all_jobs()
+    async with pool, orders:
+        await asyncio.sleep(120)
+        # Each host, and five tenants of it that failed before it was known to be down.
+        assert (orders.statistics().held, orders.statistics().outages) == (0, 4 * (1 + 5))
+        gc.collect()
+        known = {id(job) for job in others}
+        assert [job for job in all_jobs() if id(job) not in known] == []
 
 
 def all_jobs() -> list[Job]:

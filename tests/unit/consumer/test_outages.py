@@ -129,6 +129,20 @@ def test_the_end_of_an_outage_asks_about_no_other_tenant_of_its_host() -> None:
     assert not pool.retry_after.called
 
 
+def test_tenants_of_hosts_that_are_not_remembered_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More hosts are down than are remembered. Tenants with messages still wake with the first success."""
+    monkeypatch.setattr("postroom.consumer.availability.REMEMBER", 10)
+    pool = mock.Mock(host_of=lambda tenant: f"host of {tenant}", troubles=[[1]], retry_after=lambda _tenant: 1.0)
+    known = Availability(pool, Random(1))
+    for tenant in NAMES:
+        error = ResourceOpenError("refused", context=tenant, host=f"host of {tenant}")
+        known.slept(job(tenant), known.refused(job(tenant), error, 0.0))
+    first, last = NAMES[0], NAMES[-10:]
+    known.tidy(5.0, lambda tenant: tenant == first)
+    assert known._asleep == {f"host of {tenant}": {tenant: None} for tenant in (first, *last)}
+    assert known.recovered("another", f"host of {first}", 6.0) == ([], [first])
+
+
 @pytest.mark.parametrize("opened_again", [False, True])
 @with_world
 async def test_only_one_message_at_a_time_finds_out(world: World, opened_again: bool) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from postroom import Consumer, ContextError, Message, MessageContext, ResourcePool
+from postroom.log_fields import Log, Step
+from postroom.settlement import Refusals, SharedLines
+from postroom.tasks import Tasks
+from postroom.testing.loop import run_virtual
 from support.world import Order, Tenant, World, in_world
 
 
@@ -155,6 +159,31 @@ def test_what_fails_in_many_queues_is_no_flood(what: str, caplog: pytest.LogCapt
         in_world(scenario)
     told = [text for text in caplog.messages if " failed for message " in text]
     assert 10 <= len(told) <= 20
+
+
+def test_lines_of_queues_that_are_gone_are_forgotten() -> None:
+    """The list of queues may change every minute. What there is to tell is still told."""
+
+    async def scenario() -> tuple[int, bool]:
+        lines = SharedLines(Tasks(lambda error: pytest.fail(str(error))))
+        log = Log("postroom.consumer", Step.CONTEXT)
+
+        def line(number: int) -> Refusals:
+            return lines.line(f"%s of orders-{number}: %s, %s", queue=f"orders-{number}", log=log)
+
+        last = line(0)
+        last.add("ValueError", "1")
+        for number in range(1, 1_000):
+            assert line(number).is_among_the_first()
+            await asyncio.sleep(2)
+            last.add("ValueError", "1")
+        kept = line(0) is last
+        lines.flush()
+        return len(lines._lines), kept
+
+    count, kept = run_virtual(scenario())
+    assert count <= 250
+    assert kept
 
 
 def test_bodies_that_do_not_fit_among_others_that_do_are_told_each(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,10 @@ import pytest
 from postroom import Concurrency, Fleet, Polling, PoolLimits, ResourcePool, TenantState
 from postroom.events import Event, FleetReachable, FleetUnreachable
 from postroom.fleet import Answer, Decisions, Request
+from postroom.fleet.orders import Orders
+from postroom.tasks import Tasks
 from support.fleet import Diary, FaultyState, replica
+from support.virtual import in_virtual_time
 from support.world import Databases, Tenant, World, in_world, with_world
 
 A, B = Tenant("a"), Tenant("b")
@@ -575,6 +578,48 @@ async def test_an_order_that_another_replica_gives_too_ends_for_both(world: Worl
     await asyncio.gather(*(invalidate(name, place * apart) for place, name in enumerate(names)))
     assert not [field for field in state.store.decisions("orders").fields if field.startswith(("order", "done"))]
     assert sorted(ended) == ["one", "three", "two"]
+
+
+class SlowWorkers:
+    """Carry out an order in three seconds."""
+
+    async def carry_out(self, what: str, name: str) -> str | None:
+        """Carry out an order."""
+        await asyncio.sleep(3)
+        return f"{what} {name}"
+
+
+@in_virtual_time
+async def test_a_report_that_comes_after_its_order_was_given_up_leaves_nothing_in_the_store() -> None:
+    """Each would stay for good, and be read with every decision."""
+    state = FaultyState()
+    one = Orders("orders", "one", state, SlowWorkers(), Tasks(lambda error: pytest.fail(str(error))))
+    learned = 0
+
+    async def look() -> None:
+        nonlocal learned
+        found = await state.decisions("orders")
+        if found.version != learned:
+            learned = found.version
+            one.learn(found.fields)
+
+    order = {"order t:a b": '{"id":"1","what":"close"}'}
+    await state.decide("orders", order)
+    await look()
+    await asyncio.sleep(1)
+    await state.decide("orders", dict.fromkeys(order))
+    await asyncio.sleep(3)
+    assert [*(await state.decisions("orders")).fields] == ["done t:a b one"]
+    await look()
+    await state.decide("orders", {"order t:a b": '{"id":"2","what":"close"}', "done t:a b two": '{"id":"2"}'})
+    await look()
+    await asyncio.sleep(4)
+    fields = (await state.decisions("orders")).fields
+    assert fields["done t:a b one"] == '{"id":"2","said":"close t:a b"}'
+    await state.decide("orders", dict.fromkeys([*order, "done t:a b two"]))
+    await look()
+    await asyncio.sleep(1)
+    assert not (await state.decisions("orders")).fields
 
 
 class DeafState(FaultyState):

@@ -10,7 +10,7 @@ import pytest
 
 from postroom.fleet.hints import Hints
 from postroom.fleet.memory import Store
-from postroom.fleet.protocol import Hint
+from postroom.fleet.protocol import Ask, Hint, Request
 
 LEASE, TICK, WAY = 6.0, 1.0, 0.4
 HOST = "t:db1"
@@ -196,3 +196,27 @@ def test_a_turn_that_could_not_be_asked_for_is_asked_for_again() -> None:
     assert hints.claims() == [HOST]
     hints.asked(HOST)
     assert hints.claims() == []
+
+
+def test_a_store_in_memory_forgets_hosts_and_tenants_that_are_gone() -> None:
+    """As Valkey does. The replica that had the slots was killed, and the hosts were tried in vain."""
+    now = 1000.0
+    store = Store(lambda: now)
+
+    def exchange(replica: str, *asks: Ask) -> None:
+        request = Request(replica, int(now), "", LEASE, TICK, asks)
+        store.exchange("orders", request)
+
+    for number in range(3):
+        store.report("orders", f"t:db{number}", "ConnectionError", 60.0)
+    exchange("killed", *(Ask(f"t:{number}", 5, 0, 1, 1) for number in range(3)))
+    now += LEASE / 2
+    exchange("alive", Ask("t:2", 5, 0, 1, 1))
+    fleet = store.fleets["orders"]
+    assert (len(fleet.probes), len(fleet.slots)) == (3, 3)
+    now += LEASE * 0.75
+    exchange("alive")
+    assert {tenant: [*slots] for tenant, slots in fleet.slots.items()} == {"t:2": ["alive"]}
+    now += 60.0
+    exchange("alive")
+    assert (fleet.probes, fleet.slots) == ({}, {})
