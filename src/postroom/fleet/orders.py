@@ -117,9 +117,8 @@ class Orders:
         return field.startswith(PASSING) and replica == self._replica and f"{_ORDER} {order}" not in fields
 
     async def _forget(self, fields: Sequence[str]) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # whatever a client raises: the next change in the store has it tried again
+        # Whatever a client raises: the next change in the store has it tried again.
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(_CLEANING):
                 await self._state.decide(self._fleet, dict.fromkeys(fields))
 
