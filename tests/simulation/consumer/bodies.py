@@ -10,7 +10,7 @@ from postroom.message import Message
 
 GRACE = 5.0
 """Seconds after SQS confirmed an end within which the body has to be let go."""
-FEW = 2
+FEW = 0
 """Bodies that may linger beside the last answers of the pollers: in a task that just ended, in a probe of an outage."""
 
 

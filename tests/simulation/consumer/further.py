@@ -15,6 +15,7 @@ from simulation.consumer.control import DIVERT, ELSEWHERE, OWN_QUEUE
 from simulation.consumer.hardships import HARDSHIPS, REFUSING, Harden, make_event, with_events, without_endless
 from simulation.consumer.many_queues import with_many_queues
 from simulation.consumer.plan import (
+    ENDLESS,
     Event,
     How,
     Kind,
@@ -304,6 +305,15 @@ def _one_more(plan: Plan, number: int, *, at: float) -> OrderPlan:
     return OrderPlan(f"{tenant}-more-{number}", tenant, f"{tenant}-more-{number}", at, Kind.WELL, 0.02, 0)
 
 
+def _losses_of_others(plan: Plan, rng: Random) -> Plan:
+    """Handlers let out that another message is lost. Their own is not."""
+    orders = tuple(
+        replace(each, kind=Kind.LETS_OUT) if each.kind not in ENDLESS and rng.random() < 0.6 else each
+        for each in plan.orders
+    )
+    return replace(plan, orders=orders)
+
+
 FURTHER: tuple[tuple[str, Harden], ...] = (
     ("changed cancellations", _changed_cancellations),
     ("refused extensions", _refused_extensions),
@@ -319,5 +329,6 @@ RARE: tuple[tuple[str, Harden], ...] = (
     ("quarantines that are kept", _kept_quarantines),
     ("groups at the last receive", _groups_that_follow),
     ("steps that fail for everything", _steps_that_fail),
+    ("losses of other messages", _losses_of_others),
 )
 """What one in ten has beside them, one at most."""

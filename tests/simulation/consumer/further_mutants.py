@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from postroom import Reject
-from postroom.consumer import engine, source
+from postroom.consumer import engine, pipeline, source
 from postroom.consumer.away import Away
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
@@ -157,11 +157,17 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("looks at no last receive", says(Source, "is_slipping", answer=False), 300_000_018, "attempts"),
     Mutant("learns from the first message only", swap(QueueFacts, "received", _from_the_first), 300_001_046, "no loss"),
     Mutant("learns no time", says(QueueFacts, "_ahead", 0.0), 300_000_015, "no loss"),
-    Mutant("pauses nothing in its own queue", swap(Obstacles, "is_sent_away", _sent_away), 300_000_577, "breaker"),
+    Mutant("pauses nothing in its own queue", swap(Obstacles, "is_sent_away", _sent_away), 300_000_380, "breaker"),
     Mutant("starts what is diverted", says(Tenants, "diverted", None), 300_000_001, "control"),
     Mutant("takes errors for failures", swap(Pipeline, "_did_fail", _takes_errors_for_failures), 300_000_019, "blame"),
     Mutant(
         "takes any cancellation for its own", swap(Pipeline, "_was_cancelled", _any_cancellation), 300_000_016, "blame"
+    ),
+    Mutant(
+        "takes the loss of any message for its own",
+        lambda: patch.object(pipeline, "_tells_of", lambda _job, _error: True),
+        300_000_000,
+        "attempts",
     ),
     Mutant("sends letters of what it lost", swap(DeadLetters, "fate", _sends_what_it_lost), 300_000_108, "S4"),
     Mutant("lets nothing wait behind a letter", swap(Core, "arrive", _goes_back_behind), 300_000_147, "expense"),

@@ -43,6 +43,8 @@ class Kind(StrEnum):
     """A tenant that does not exist."""
     PANICS = "panics"
     """The first attempts raise a BaseException of their own, alone or in a group."""
+    LETS_OUT = "lets out"
+    """The first attempts raise the ``OwnershipLost`` of another message, as of a context that was kept."""
 
 
 LINE = 35.0

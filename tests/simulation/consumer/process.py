@@ -25,7 +25,6 @@ from postroom.datasources import UnknownTenant
 from postroom.errors import (
     ConfigurationError,
     ContextError,
-    OwnershipLost,
     PayloadError,
     PoolExhaustedError,
     ResourceError,
@@ -45,7 +44,7 @@ from simulation.consumer.functions import UserFunctions
 from simulation.consumer.licence import Licence
 from simulation.consumer.obstructions import Obstacles, ObstructedClient
 from simulation.consumer.plan import Kind, OrderPlan
-from simulation.consumer.reactions import OF_ITS_OWN, Reactions
+from simulation.consumer.reactions import OF_ITS_OWN, LossOfAnother, Reactions, is_own_loss
 from simulation.consumer.shared import Ctx, Order, Shared, Tenant, current_process, key_of, resolve
 from simulation.consumer.spacing import Works
 from simulation.consumer.watch import LOST, STOPPING, Gate, Watch, WatchedClient
@@ -338,7 +337,7 @@ class Process:
                 self.ledger.excuses(failure.message.receipt_handle, NO_TENANT)
             await asyncio.sleep(self.rng.choice((0.0, 0.01)))
             # It may have been handled before, with the same handle, as far as `ctx.retry()`.
-            counts = not (for_now or of_a_function or isinstance(error, OwnershipLost))
+            counts = not (for_now or of_a_function or is_own_loss(error))
             if counts and self.stopping_since is None:
                 self.blame.failed(failure.message.receipt_handle, failure.message.id, self._now())
             self.functions.maybe_raise("on_error", self.shared.tenants[failure.message.id])
@@ -410,9 +409,9 @@ class Process:
         except CutOff:
             self._was_cut_off(ctx)
             raise
-        except (asyncio.CancelledError, OwnershipLost, AlreadyHandled):
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | AlreadyHandled) or is_own_loss(error):
+                raise
             if self.reactions.fails(ctx.message.receipt_handle):
                 self._fails(ctx.message)
             raise
@@ -526,8 +525,9 @@ class Process:
                 raise ConnectionResetError("breaks")
             case Kind.POISON:
                 raise ValueError("poison")
-            case Kind.FAILS if wrong:
-                raise ValueError("fails")
+            case Kind.FAILS | Kind.LETS_OUT if wrong:
+                lets_out = plan.kind is Kind.LETS_OUT
+                raise LossOfAnother("not this one", message_id="another") if lets_out else ValueError("fails")
             case Kind.RETRIES if wrong:
                 self.watch.asked_for_time.add(ctx.message.id)
                 raise Retry(delay=self.rng.choice((None, 0.0, 1.0)))

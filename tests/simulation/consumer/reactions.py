@@ -27,6 +27,15 @@ class DriverError(Exception):
     """What a driver makes of a cancellation."""
 
 
+class LossOfAnother(OwnershipLost):
+    """That another message is lost, let out by a handler."""
+
+
+def is_own_loss(error: BaseException) -> bool:
+    """Return whether an error tells that the message at hand is lost."""
+    return isinstance(error, OwnershipLost) and not isinstance(error, LossOfAnother)
+
+
 class Reactions:
     """Lets the handlers of one process take their cancellation as the plan says, and judges what follows."""
 
@@ -77,7 +86,7 @@ class Reactions:
     def judge_report(self, failure: Failure) -> None:
         """Judge what ``on_error`` is told."""
         process, message = self._process, failure.message
-        told = message.receipt_handle in self.cut_off and not isinstance(failure.error, OwnershipLost)
+        told = message.receipt_handle in self.cut_off and not is_own_loss(failure.error)
         if told and process.gate.alive:
             text = f"{process.name} blames {message.id[:4]} for {type(failure.error).__name__}: it was cut off"
             process.history.broken("blame", text)
