@@ -501,7 +501,7 @@ def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog:
         in_world(scenario)
     for tenant in ("acme", "bolt"):
         named = [line for line in caplog.messages if f" of tenant {tenant}:eu-west-1 was rejected" in line]
-        of_many = f" were rejected, too (tenant {tenant}:eu-west-1: no such article: …)"
+        of_many = f"orders rejected, too (tenant {tenant}:eu-west-1: no such article: …)"
         shared = [line for line in caplog.messages if of_many in line]
         assert len(named) == 10
         assert named[-1].endswith(", but queue orders has no dead-letter queue; further ones share a line a minute")
