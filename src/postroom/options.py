@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/ .
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -53,8 +54,10 @@ def check_seconds(
     """Refuse what is not a number of seconds in the range, in words that name the argument."""
     hint = f" ({limit})" if limit else ""
     upper = "" if math.isinf(most) else f" and at most {most:g}"
-    text = f"{owner}({name}=...) takes seconds, at least {least:g}{upper}{hint}; got {value!r}"
-    _require(is_number(value) and least <= value <= most, text)
+    beyond = isinstance(value, int) and abs(value) > sys.float_info.max
+    got = "more than a float can hold" if beyond else repr(value)
+    text = f"{owner}({name}=...) takes seconds, at least {least:g}{upper}{hint}; got {got}"
+    _require(is_number(value) and not beyond and least <= value <= most, text)
 
 
 def check_count(

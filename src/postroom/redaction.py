@@ -50,7 +50,22 @@ _WORD = (
     r"|(?:encryption|signing|subscription)[_-]?key|credential"
     r"|signature|pgpass|(?:\b|_)(?:sig|pass)(?=[\"']?\s*=))"
 )
-_VALUE = r"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|['"].*|[^\s&]+)"""
+_STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+
+
+def _bracketed(depth: int) -> str:
+    """Return a pattern for what stands in brackets, with others in them."""
+    inner = f"|{_bracketed(depth - 1)}" if depth > 1 else ""
+    # Without going back: else brackets that are not closed would be tried again and again.
+    part = rf"""\\+'[^'\\]*+\\+'|\\+"[^"\\]*+\\+"|\\+['"]?|{_STRING}|[^()\[\]{{}}\\]{inner}"""
+    return rf"[(\[{{](?:{part})*+[)\]}}]"
+
+
+_BRACKETS = _bracketed(3)
+_VALUE = (
+    rf"""(?:\\+(?P<q>['"]).*?\\+(?P=q)|{_STRING}|['"].*|{_BRACKETS}(?:{_BRACKETS}|[^\s&])*+|[(\[{{]+\\*['"].*"""
+    rf"|(?:{_BRACKETS}|[^\s&])++)"
+)
 _BEFORE_AT: Final = re.compile(r"(?<!\S)\S*(?=@)")
 _IN_URL: Final = re.compile(r"(?P<head>(?<![\w+.-])[\w+.-]*://[^\s:/?#@]*:)(?P<value>\S*)")
 

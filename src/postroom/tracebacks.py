@@ -114,6 +114,16 @@ def drop_if_long(error: BaseException) -> None:
         error.__traceback__ = None
 
 
+def raised_by_the_user(error: BaseException | None) -> BaseException | None:
+    """Return an error that came out of the user's code, or of what that called: its traceback tells where."""
+    trace = None if error is None else error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or str(trace.tb_frame.f_globals.get("__name__")).startswith("postroom."):
+        return None
+    return error
+
+
 def _is_long(error: BaseException) -> bool:
     trace = error.__traceback__
     for _ in range(_MOST_FRAMES):

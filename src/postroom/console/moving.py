@@ -25,7 +25,7 @@ from postroom.consumer.handover import ProbeOutcome
 from postroom.display import display_key, present_user
 from postroom.errors import ConfigurationError, PostroomError
 from postroom.log_fields import Log, Step, about
-from postroom.redaction import describe
+from postroom.redaction import describe, redact
 
 T = TypeVar("T")
 Where = Consumer[Any, Any] | RemoteConsole
@@ -297,7 +297,7 @@ class _Move:
             "Tenant %s is moved by %s: %s",
             tenant,
             crowd.operator,
-            crowd.reason.removeprefix(BEING_MOVED),
+            redact(crowd.reason.removeprefix(BEING_MOVED)),
             extra=about(tenant=crowd.tenant),
         )
         self._began = time.monotonic()

@@ -394,7 +394,7 @@ class Availability:
                 "Tenant %s is %s, and %s takes nothing; its messages wait (first: %s): %s. Correct that, "
                 "divert it to another queue, or resume it"
             )
-            arguments = (display_key(job.tenant), what, where, job.message.id, _shown(error))
+            arguments = (display_key(job.tenant), what, where, job.message.id, _shown(error).rstrip("."))
             _log.error(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))
         return Wait(obstacle, now + self._pause_after(obstacle, _shown(error), now))
 

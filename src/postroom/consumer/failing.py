@@ -1,6 +1,5 @@
 """What the log says of a failed attempt: the step, the message, its tenant, the cause, and where in the user's code."""
 
-from types import TracebackType
 from typing import Final
 
 from postroom.consumer.job import Job
@@ -9,6 +8,7 @@ from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import describe, log_error, redact
 from postroom.settlement import SharedLines
 from postroom.tasks import Tasks
+from postroom.tracebacks import raised_by_the_user
 
 _log = Log("postroom.consumer", Step.HANDLER)
 _of_contexts = Log("postroom.consumer", Step.CONTEXT)
@@ -72,13 +72,3 @@ class FailureLog:
             return False
         shared.add(kind if of_payload else f"ContextError from {kind}", job.message.id, job.tenant)
         return True
-
-
-def raised_by_the_user(error: BaseException | None) -> BaseException | None:
-    """Return an error that came out of the user's code, or of what that called: its traceback tells where."""
-    trace: TracebackType | None = None if error is None else error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or str(trace.tb_frame.f_globals.get("__name__")).startswith("postroom."):
-        return None
-    return error

@@ -8,7 +8,6 @@ from typing import Any, Final, cast
 
 from postroom.consumer.core import Core, Scene
 from postroom.consumer.engine import Engine
-from postroom.consumer.failing import raised_by_the_user
 from postroom.consumer.grouping import Grouping
 from postroom.consumer.hanging import CLEANUP
 from postroom.consumer.job import Job
@@ -24,6 +23,7 @@ from postroom.repeats import Repeats
 from postroom.resources import ResourcePool
 from postroom.settlement import Moment
 from postroom.stacks import waits_at
+from postroom.tracebacks import raised_by_the_user
 from postroom.types import UNRESOLVED
 
 _log = Log("postroom.consumer", Step.CONTEXT)

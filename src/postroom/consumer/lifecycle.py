@@ -31,7 +31,7 @@ from postroom.consumer.settings import Settings
 from postroom.consumer.snapshot import snapshot_of
 from postroom.consumer.statistics import ConsumerStatistics, QueueStatistics
 from postroom.consumer.step_health import steps_of
-from postroom.consumer.stopping import StopDiary, where_it_waits
+from postroom.consumer.stopping import Closing, StopDiary, where_it_waits
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.threads import Threads
 from postroom.display import counted, display_key
@@ -154,7 +154,7 @@ class Run(Generic[C, R]):
         self.pipeline: Pipeline = Pipeline(settings, self.engine, pool, tenants, decode=decode, handle=handle)
         self.engine.connect(self.pipeline, self, self._poller, policy)
         self._diary = StopDiary(self.name, lambda: self.engine.jobs, self._loop)
-        self._opened = AsyncExitStack()
+        self._opened, self._closing = AsyncExitStack(), Closing()
         self._unsubscribes: Callable[[], object] | None = None
         self._polls = Polls(lambda: self.inlets, self._loop)
         self._keeps_up: asyncio.Task[None] | None = None
@@ -214,9 +214,9 @@ class Run(Generic[C, R]):
         """The queues that are open."""
         return tuple(inlet.queue for inlet in self.inlets)
 
-    def begin(self, opened: AsyncExitStack) -> None:
-        """Start to poll. What was opened is closed by the stop."""
-        self._opened = opened
+    def begin(self, opened: AsyncExitStack, closing: Closing) -> None:
+        """Start to poll. What was opened is closed by the stop, and ``closing`` notes which of it."""
+        self._opened, self._closing = opened, closing
         self._leaves = end_with_the_program(self.end)
         if self.pool is not None:
             self._unsubscribes = opened.callback(self.pool.subscribe(self.engine.observe))
@@ -520,14 +520,18 @@ class Run(Generic[C, R]):
         self._diary.enter("pools and clients close", close)
         if self._threads is not None:
             self._threads.close()
+        deadline = self._loop.time() + close + _GRACE  # a pool that was passed has a longer limit of its own
         try:
-            async with asyncio.timeout(close + _GRACE):  # a pool that was passed has a longer limit of its own
+            async with asyncio.timeout_at(deadline):
                 # In reverse: pools close before the client that their messages came from.
                 await self._opened.aclose()
         except TimeoutError:
-            text = "%s of %s did not close within Shutdown(close=%g)%s; it goes on closing by itself"
-            what, left = ("The client", "") if self.pool is None else ("The pool", _left_open(self.pool))
-            _log.error(text, what, self.name, close, left, extra=self._about_queue())
+            what = self._closing.at(deadline)
+            text = f"{what} of %s did not close within Shutdown(close=%g)%s"
+            follows = "; its close was cancelled"
+            if what == Closing.POOL and self.pool is not None:
+                follows = f"{_left_open(self.pool)}; it goes on closing by itself"
+            _log.error(text, self.name, close, follows, extra=self._about_queue())
         except Exception as error:
             text = "Closing what was opened for %s failed; the stop goes on"
             log_error(_log, logging.ERROR, text, self.name, error=error, extra=self._about_queue())

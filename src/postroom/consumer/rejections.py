@@ -25,7 +25,7 @@ _MOST: Final = 1_000
 
 _UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
 _RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
-_NOWHERE: Final = "%s of {} were rejected, too (%s), and it has no dead-letter queue; they come back. Messages: %s"
+_NOWHERE: Final = "%s of {} rejected, too (%s), and it has no dead-letter queue; they come back. Messages: %s"
 
 
 class Rejections:

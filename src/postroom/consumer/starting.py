@@ -7,6 +7,7 @@ from typing import Any, Final, Self, cast
 from postroom.consumer.lifecycle import Run
 from postroom.consumer.roster import Roster
 from postroom.consumer.settings import Settings
+from postroom.consumer.stopping import Closing
 from postroom.consumer.tenants import Tenants
 from postroom.log_fields import Log, Step, about
 from postroom.options import PoolTimeouts
@@ -27,14 +28,18 @@ async def start_run(settings: Settings[C, R], handler: Any, decode: Decoder, ten
 
     Raises before anything runs, with everything closed again, when the queue cannot be opened.
     """
+    closing = Closing()
     async with AsyncExitStack() as opening, _Waits(settings.queue) as waits:
         client = default_client() if settings.client is None else settings.client
         # First, and so closed last: everything below may talk to SQS until its own end.
         await opening.enter_async_context(client)
+        opening.callback(closing.begins, Closing.CLIENT)
         for each in (*([] if settings.unwrap is None else settings.unwrap.resources), *settings.middleware):
             if isinstance(each, AbstractAsyncContextManager):
-                waits.on = f"{type(cast('object', each)).__name__} to be entered"
+                name = type(cast("object", each)).__name__
+                waits.on = f"{name} to be entered"
                 await opening.enter_async_context(cast("AbstractAsyncContextManager[object]", each))
+                opening.callback(closing.begins, name)
         waits.on = "SQS to tell of the queue, or for credentials"
         where: Queue | Roster
         if settings.queues is None:
@@ -42,16 +47,19 @@ async def start_run(settings: Settings[C, R], handler: Any, decode: Decoder, ten
         else:
             where = Roster(settings.queues, client)
             opening.push_async_callback(where.close)
+            opening.callback(closing.begins, "The list of queues")
             await where.open()
         waits.on = "the pool and the fleet to open"
         pool = await _open_pool(settings, opening)
+        opening.callback(closing.begins, Closing.POOL)
         run = Run(settings, handler, decode, tenants, client=client, where=where, pool=pool)
         if run.member is not None:
             # Before `open`: if that fails half-way, the fleet may already count this replica.
             opening.push_async_callback(run.member.close)
+            opening.callback(closing.begins, "The fleet")
             await run.member.open()
         # From here on the run closes what was opened; an error before this line closes it here.
-        run.begin(opening.pop_all())
+        run.begin(opening.pop_all(), closing)
     return run
 
 

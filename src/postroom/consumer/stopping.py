@@ -79,6 +79,24 @@ class StopDiary:
         self._timer = self._loop.call_later(_EVERY, self._remind)
 
 
+class Closing:
+    """Which of the things that a run has opened is being closed."""
+
+    CLIENT: Final = "The client"
+    POOL: Final = "The pool"
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[str, float]] = []
+
+    def begins(self, what: str) -> None:
+        """Note that something is closed from now on."""
+        self._begun.append((what, asyncio.get_running_loop().time()))
+
+    def at(self, deadline: float) -> str:
+        """Return what had not closed at a time. What closes behind it begins later."""
+        return next((what for what, began in reversed(self._begun) if began < deadline), "What was opened")
+
+
 def said_of(jobs: Iterable[Job], *, nothing: str = "no handler runs") -> str:
     """Return how many handlers run, of which tenants, and how many messages wait: ``3 handlers (acme 2, beta 1)``."""
     started, slot, resources = Counter[str](), 0, 0

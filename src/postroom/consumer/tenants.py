@@ -17,6 +17,7 @@ from postroom.events import Observers
 from postroom.fleet.decisions import LIMITS, PARTS, STATES, Verdict, is_limit
 from postroom.fleet.member import Member, Pending
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import redact
 from postroom.resources import ResourcePool, display_key
 from postroom.scheduling import LaneStatistics, Pace
 
@@ -410,7 +411,7 @@ class Tenants:
         _check_reason(reason)
         self._check(key)
         # Without a reason it may be a program's, which limits its tenants each second.
-        level, why = (logging.INFO, "") if reason is None else (logging.WARNING, f": {display_key(reason)}")
+        level, why = (logging.INFO, "") if reason is None else (logging.WARNING, f": {display_key(redact(reason))}")
         _log.log(level, "Tenant %s is %s by an operator%s", display_key(key), what, why, extra=about(tenant=key))
 
     def _decide(self, key: Hashable, reason: str | None, **changes: Any) -> None:

@@ -16,6 +16,7 @@ from postroom.dead_letters.walking import HOLD, Walk, patiently
 from postroom.display import counted, present_user
 from postroom.errors import AccessDenied, ConfigurationError
 from postroom.log_fields import Log, Step, about
+from postroom.redaction import redact
 from postroom.transports.protocol import Client, Queue
 
 _log = Log("postroom.dead_letters", Step.DEAD_LETTER)
@@ -176,7 +177,7 @@ class DeadLetterQueue:
             outcome.action.title(),
             name,
             who,
-            reason,
+            redact(reason),
             meant,
             extra=about(queue=name),
         )

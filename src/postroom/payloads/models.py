@@ -174,7 +174,7 @@ class _Explainer:
         if isinstance(error, pydantic.ValidationError):
             return self._invalid(error, message)
         if isinstance(error, RecursionError):
-            return problems.too_deep(message.id)
+            return problems.recursed(self._name, error, message.id)
         return problems.refused(self._name, error, message.id)
 
     def _invalid(self, error: pydantic.ValidationError, message: Message) -> PayloadError:

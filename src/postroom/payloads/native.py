@@ -112,7 +112,7 @@ class _Explainer:
         if isinstance(error, msgspec.DecodeError):
             return _not_json(str(error), message)
         if isinstance(error, RecursionError):
-            return problems.too_deep(message.id)
+            return problems.recursed(self._name, error, message.id)
         if isinstance(error, UnicodeEncodeError) and error.object is message.body:
             return problems.not_unicode(error, message.id)
         if isinstance(error, ValueError | TypeError):  # a dataclass's own check, while it is built

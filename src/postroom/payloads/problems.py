@@ -7,16 +7,19 @@ a key of a ``dict[str, ...]`` is input, and is shown as ``[...]``.
 """
 
 import re
+import traceback
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from postroom.errors import DecodeError, ValidationError
+from postroom.errors import DecodeError, PayloadError, ValidationError
 
 _SHOWN: Final = 3
 UNKNOWN_TAG: Final = "not one of the allowed tags"
 """What is said of an object with a tag of no type of its union."""
+_DECODING: Final = frozenset({"postroom", "pydantic", "msgspec"})
+"""The packages that are at work when deeply nested JSON exhausts the stack."""
 _SIMPLE_NAME: Final = re.compile(r"[A-Za-z_$][\w$-]*", re.ASCII)
 
 
@@ -72,6 +75,13 @@ def refused(payload: str, error: Exception, message_id: str | None) -> Validatio
     invalid = not_valid(payload, [problem], message_id)
     invalid.__cause__ = error
     return invalid
+
+
+def recursed(payload: str, error: RecursionError, message_id: str | None) -> PayloadError:
+    """Return the error for a stack that was exhausted: by the JSON, or by the payload type's own code."""
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames}
+    return too_deep(message_id) if packages <= _DECODING else refused(payload, error, message_id)
 
 
 def json_path(steps: Iterable[str | int | None]) -> str:

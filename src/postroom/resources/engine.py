@@ -222,7 +222,7 @@ class Engine:
         """Note that a provider failed, hangs, or opened something unhealthy. Told twice, only the first counts."""
         if entry.state is not EntryState.OPENING:
             return
-        permanent = self._provision.is_permanent(error)
+        permanent = self._provision.is_permanent(entry.key, error)
         pause = self._core.open_failed(entry, error, permanent=permanent, now=self.loop.time())
         self.act()
         if self._observers:

@@ -1,11 +1,12 @@
 """What the user of a pool gave it: how to open and check resources, and what their failures mean."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from postroom.checking import answered
-from postroom.log_fields import Log, Step
+from postroom.checking import answered, shown
+from postroom.display import display_key
+from postroom.log_fields import Log, Step, about
 from postroom.program_end import heed
 from postroom.repeats import Repeats
 from postroom.resources.causes import NotAProvider, Unhealthy
@@ -27,16 +28,22 @@ class Provision:
     """The weight was said, by the user or by the provider: what resources look like is not guessed."""
     repeats: Repeats = field(default_factory=Repeats)
 
-    def is_permanent(self, error: BaseException) -> bool:
-        """Return whether a failed open says that there is no such tenant."""
+    def is_permanent(self, key: Hashable, error: BaseException) -> bool:
+        """Return whether a failed open of a key says that there is no such tenant."""
         if isinstance(error, Unhealthy | NotAProvider):
             return False
+        what, wrong = "failed", None
         try:
-            return answered((self.classify or classify_open)(error)) is OpenFailure.UNKNOWN_TENANT
+            answer: object = answered((self.classify or classify_open)(error))
+            if isinstance(answer, OpenFailure):
+                return answer is OpenFailure.UNKNOWN_TENANT
+            what = f"returned {shown(answer)}"
         except BaseException as raised:
             heed(raised)
-            self.repeats.failed("classify", _log, "classify= failed; the failure counts as an outage", error=raised)
-            return False
+            wrong = raised
+        text = f"classify= {what} for key %s; its failed open counts as an outage"
+        self.repeats.failed("classify", _log, text, display_key(key), error=wrong, extra=about(tenant=key))
+        return False
 
     def is_outage(self, error: BaseException) -> bool:
         """Return whether what a use of resources raised says that their server cannot be used for now."""

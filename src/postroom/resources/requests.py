@@ -3,14 +3,18 @@
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
-from postroom.checking import answered
+from postroom.checking import answered, shown
 from postroom.display import display_key
 from postroom.errors import ConfigurationError, ResourceError, ResourceOpenError
+from postroom.log_fields import Log, Step, about
 from postroom.program_end import ends_the_program, heed
-from postroom.redaction import describe
+from postroom.redaction import describe, hidden_values
+from postroom.repeats import Repeats
 from postroom.resources.entries import LeaseRequest
 from postroom.resources.identity import Identifier, Identity
-from postroom.tracebacks import place_of
+from postroom.tracebacks import place_of, raised_by_the_user
+
+_log = Log("postroom.pool", Step.POLICY)
 
 _PAUSE: Final = 2.0
 """Seconds until a function of the user's that failed for a context is asked about it again."""
@@ -34,6 +38,7 @@ class LeaseRequests:
         self._budget = budget
         self._per_host = per_host
         self.identify: Identifier = Identifier()
+        self._repeats = Repeats()
         if per_host is not None and host is None:
             raise ConfigurationError("PoolLimits(per_host=...) needs ResourcePool(host=...), which names the hosts")
         if not callable(weight):
@@ -58,17 +63,20 @@ class LeaseRequests:
             ResourceError: there is no key.
         """
         identity, key = self._identity_of(context)
+        option = "weight="
         try:
             weight = self._weight(context) if callable(self._weight) else self._weight
             self._check_weight(weight)
+            option = "host="
             host = self.host(context)
+            option = "per_host="
             limit = self._limit_of(host)
             if limit is not None:
                 _check_fits(weight, limit)
         except BaseException as error:
             heed(error)
             # An outage, as what a provider raises: a deployment with a mistake must not use up its messages' attempts.
-            text = f"weight=, host= or per_host= failed for {display_key(key)!r}: {describe(error)}{place_of(error)}"
+            text = self._failed(option, key, context, error)
             raise ResourceOpenError(text, context=context, permanent=False, retry_after=_PAUSE) from error
         return LeaseRequest(identity, key, context, weight, host, limit)
 
@@ -95,8 +103,23 @@ class LeaseRequests:
     def host(self, context: Any) -> Hashable | None:
         """Return the host of a context; None without ``host=``. Raises what ``host=`` raises."""
         host = None if self._host is None else answered(self._host(context))
-        hash(host)
+        try:
+            hash(host)
+        except TypeError:
+            text = f"host= gave {shown(host)}, which cannot be hashed: let it return a text, such as a server's name"
+            raise ConfigurationError(text) from None
         return host
+
+    def _failed(self, option: str, key: Hashable, context: Any, error: BaseException) -> str:
+        """Return what is wrong with an option. What a function of the user's raised has its traceback in the log."""
+        name, theirs = display_key(key), raised_by_the_user(error) is not None
+        if isinstance(error, ConfigurationError) and not theirs:
+            return f"the resources of {name!r}: {error}"
+        if theirs:
+            text, extra = "%s failed for key %s; its resources cannot be opened", about(tenant=key)
+            self._repeats.failed(option, _log, text, option, name, error=error, extra=extra)
+        place = f" ({place_of(error).strip()})" if theirs else ""
+        return f"{option} failed for {name!r}: {describe(error, hidden_values(context))}{place}"
 
     def _limit_of(self, host: Hashable | None) -> int | None:
         if self._per_host is None or host is None:

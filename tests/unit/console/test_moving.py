@@ -116,7 +116,7 @@ class Shop:
         """Move acme."""
         options.setdefault("back", self.back)
         return await move_tenant(
-            "acme", *where, switch=self.switch, reason="disk is full", operator="ann",
+            "acme", *where, switch=self.switch, reason="disk is full: password=hunter2", operator="ann",
             progress=lambda step, _: self.steps.append(step), **options,
         )  # fmt: skip
 

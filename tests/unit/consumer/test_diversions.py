@@ -269,7 +269,7 @@ def test_a_quarantine_waits_while_the_dead_letter_queue_takes_nothing(
     receives: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No receive is spent on it: once resumed, all are handled, and none is a dead letter without a reason."""
-    mend = fails(monkeypatch, AccessDenied("sqs:SendMessage"), [], queue="dead")
+    mend = fails(monkeypatch, AccessDenied("sqs:SendMessage is missing."), [], queue="dead")
 
     async def scenario(site: Site) -> tuple[Any, ...]:
         async with site.orders:
@@ -287,6 +287,7 @@ def test_a_quarantine_waits_while_the_dead_letter_queue_takes_nothing(
     assert status.state is TenantState.QUARANTINED
     assert status.reason.startswith("corrupt import; the dead-letter queue takes nothing: ")
     [line] = [each.getMessage() for each in caplog.records if "takes nothing" in each.msg]
+    assert "sqs:SendMessage is missing. Correct that" in line
     assert line.startswith("Tenant a:eu-west-1 is in quarantine, and the dead-letter queue takes nothing; its messages")
 
 

@@ -29,6 +29,7 @@ from postroom import (
     UnknownTenant,
     Visibility,
 )
+from postroom.consumer.tenants import Tenants
 from postroom.events import Event, HandlerStarted
 from postroom.options import Call
 from support.world import Order, Tenant, World, in_world, with_world
@@ -500,7 +501,7 @@ def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog:
         in_world(scenario)
     for tenant in ("acme", "bolt"):
         named = [line for line in caplog.messages if f" of tenant {tenant}:eu-west-1 was rejected" in line]
-        of_many = f" were rejected, too (tenant {tenant}:eu-west-1: no such article: …)"
+        of_many = f"orders rejected, too (tenant {tenant}:eu-west-1: no such article: …)"
         shared = [line for line in caplog.messages if of_many in line]
         assert len(named) == 10
         assert named[-1].endswith(", but queue orders has no dead-letter queue; further ones share a line a minute")
@@ -533,6 +534,25 @@ def test_an_operators_reason_is_one_line(caplog: pytest.LogCaptureFixture) -> No
     assert texts(caplog.records) == [
         "Tenant acme:eu-west-1 is paused by an operator: migration\\nERROR all is lost\\x1b[31m"
     ]
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda tenants, why: tenants.pause(Tenant("acme"), reason=why),
+        lambda tenants, why: tenants.resume(Tenant("acme"), reason=why),
+        lambda tenants, why: tenants.limit(Tenant("acme"), rate=2, reason=why),
+        lambda tenants, why: tenants.quarantine(Tenant("acme"), reason=why),
+        lambda tenants, why: tenants.divert(Tenant("acme"), queue="other", reason=why),
+    ],
+)
+def test_an_operators_reason_shows_no_password(
+    decide: Callable[[Tenants, str], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is often what a driver said, copied from a terminal."""
+    decide(Consumer("orders", context=Tenant).tenants, "db moved, password=hunter2 is old")
+    [told] = texts(caplog.records)
+    assert told.endswith("by an operator: db moved, password=*** is old")
 
 
 def test_a_decision_without_a_reason_is_told_at_info(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -80,6 +80,56 @@ def test_a_pool_that_does_not_close_names_its_tenants(caplog: pytest.LogCaptureF
     )
     assert said.endswith(" and 1 more tenant has not ended; it goes on closing by itself")
     assert "well" not in said
+
+
+class HangingClient(PassingClient):
+    """A client that does not end."""
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.Event().wait()
+
+
+class HangingMiddleware(AbstractAsyncContextManager[None]):
+    """A middleware that does not end."""
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def __call__(self, payload: Any, ctx: Any, call_next: Callable[[Any, Any], Any]) -> None:
+        """Handle a message."""
+        await call_next(payload, ctx)
+
+
+@pytest.mark.parametrize("hangs", ["HangingMiddleware", "The client"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_does_not_close_is_named(hangs: str, pooled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The first that hangs, and not a pool or a client that closes well."""
+
+    @asynccontextmanager
+    async def database(tenant: Tenant) -> AsyncGenerator[str]:
+        yield tenant.tenant_id
+
+    async def scenario(world: World) -> None:
+        world.create()
+        orders: Consumer[Tenant, Any] = Consumer(
+            "orders",
+            context=Tenant,
+            resources=database if pooled else None,
+            client=HangingClient(world.client) if hangs == "The client" else world.client,
+            middleware=[HangingMiddleware()] if hangs == "HangingMiddleware" else [],
+            shutdown=Shutdown(close=1),
+        )
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None: ...
+
+        async with orders:
+            world.send_orders("1", tenant="acme")
+            await asyncio.sleep(5)
+
+    in_world(scenario)
+    said = line(caplog, "did not close within Shutdown")
+    assert said == f"{hangs} of orders did not close within Shutdown(close=1); its close was cancelled"
 
 
 def test_a_stop_that_sqs_does_not_answer_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,12 +230,14 @@ async def test_the_rate_is_kept(world: World) -> None:
 
 
 @with_world
-async def test_a_purge_deletes_what_is_meant_and_nothing_else(world: World) -> None:
-    """For good."""
+async def test_a_purge_deletes_what_is_meant_and_nothing_else(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """For good. The log has the reason, without a secret."""
+    caplog.set_level(logging.INFO, "postroom")
     queue = await in_the_world(world)
     assert (await queue.purge(LetterFilter(tenant="a"))).done == 2
     assert world.counts("dead") == (3, 0)
-    assert (await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="tenant has left")).done == 2
+    assert (await queue.purge(LetterFilter(tenant="a"), dry_run=False, reason="has left, token=hunter2")).done == 2
+    assert "(has left, token=***" in caplog.text
     assert [each.tenant for each in await everything(queue)] == ["b"]
     assert world.counts("orders") == (0, 0)
 

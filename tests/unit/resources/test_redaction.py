@@ -82,6 +82,15 @@ SECRET = "hunter2-S3CR3T"
         f"jdbc:oracle:thin:scott/p@ss{SECRET}@//10.0.0.5/orders",
         f"sqlplus scott/{SECRET}@(DESCRIPTION=(ADDRESS=(HOST=db)))",
         f'scott/"{SECRET}/x"@db:1521:orders',
+        f"connect(host='db', credentials=('app', '{SECRET}'))",
+        f"credentials: ['app', b'{SECRET}']",
+        str({"tokens": {"old": ["x", ("y", SECRET)]}, "host": "db"}),
+        repr(f"tokens={{'new': \"{SECRET}\", 'old)': '{SECRET}'}}"),
+        f"credentials=Credentials('app', '{SECRET}')",
+        f"secrets=['x',\n '{SECRET}',\n]",
+        f"credentials=('a','b'),tokens=('c', '{SECRET}')",
+        f"credentials=('app', '{SECRET}",
+        f"tokens=[[[[['x', '{SECRET}']]]]]",
     ],
 )
 def test_a_secret_is_known_by_its_place(text: str) -> None:
@@ -618,7 +627,21 @@ def test_a_record_may_be_sent_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["x", "token", "--token", "-- password ", "a-b.c", "token='\\n", "https:", "token ", "\\"]
+    "part",
+    [
+        "x",
+        "token",
+        "--token",
+        "-- password ",
+        "a-b.c",
+        "token='\\n",
+        "https:",
+        "token ",
+        "\\",
+        "token=(",
+        "token=(x(x) ",
+        "token=['\\",
+    ],
 )
 def test_large_texts_are_looked_through_in_no_time(part: str) -> None:
     """A handler fails with a large body in a variable and in its error: the event loop is not blocked for seconds."""

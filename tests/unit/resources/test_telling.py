@@ -292,9 +292,72 @@ async def test_what_a_function_would_have_to_await_answers_nothing(caplog: pytes
         lease = await pool.acquire(B)
         assert not lease.report(ValueError("the message's own"))
         lease.release()
-    told = [text.partition(" failed")[0] for text in caplog.messages if "= failed;" in text]
+    told = [text.partition(" failed")[0] for text in caplog.messages if "= failed" in text]
     assert told == ["classify=", "outage="]
     assert caplog.text.count("TypeError: it returned an awaitable, which nothing awaits") == 2
+
+
+def refuse(_of: object) -> Any:
+    """Fail, as a look-up does."""
+    raise LookupError("no row")
+
+
+@pytest.mark.parametrize(
+    ("option", "functions"),
+    [
+        ("weight=", {"weight": refuse}),
+        ("host=", {"host": refuse}),
+        ("per_host=", {"host": lambda _: "db", "limits": PoolLimits(per_host=refuse)}),
+    ],
+)
+@in_virtual_time
+async def test_a_function_that_fails_is_named_with_its_place(
+    option: str, functions: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In what is raised, and in the log, which has the traceback of the user's code."""
+    async with ResourcePool(Databases().provide, **functions) as pool:
+        told = rf"^{option} failed for 'a:us-east-1': LookupError: no row \(in refuse, test_telling.py line \d+\)$"
+        for _ in range(3):
+            with pytest.raises(ResourceOpenError, match=told):
+                await pool.acquire(A)
+    [record] = caplog.records
+    assert record.getMessage() == f"{option} failed for key a:us-east-1; its resources cannot be opened"
+    assert "in refuse" in (record.exc_text or "")
+
+
+@pytest.mark.parametrize(
+    ("functions", "told"),
+    [
+        ({"weight": lambda _: 500}, "weight= gave 500, more than the whole budget: .*or make each resource smaller$"),
+        ({"host": lambda _: ["db"]}, "host= gave list, which cannot be hashed: let it return a text, .*name$"),
+        ({"host": lambda _: "db", "limits": PoolLimits(per_host=lambda _: 0)}, "per_host= gave 0: it has to be"),
+    ],
+)
+@in_virtual_time
+async def test_an_answer_that_cannot_work_is_told_with_what_to_write(
+    functions: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And without a place, which would be one of postroom's own."""
+    async with ResourcePool(Databases().provide, **functions) as pool:
+        with pytest.raises(ResourceOpenError, match=f"^the resources of 'a:us-east-1': {told}"):
+            await pool.acquire(A)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("classify", "told"),
+    [(lambda _: "unknown tenant", "returned str"), (lambda _: True, "returned True"), (refuse, "failed")],
+)
+@in_virtual_time
+async def test_a_classify_that_does_not_say_what_it_is_is_told_of(
+    classify: Any, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each tenant that does not exist was an outage, in silence."""
+    async with ResourcePool(Databases(errors={A: OSError("down")}).provide, classify=classify) as pool:
+        assert not (await fail(pool)).permanent
+    [line] = [each for each in caplog.records if each.getMessage().startswith("classify= ")]
+    assert line.getMessage() == f"classify= {told} for key a:us-east-1; its failed open counts as an outage"
+    assert vars(line)["tenant"] == "a:us-east-1"
 
 
 @pytest.mark.filterwarnings("error")
@@ -309,7 +372,7 @@ async def test_a_host_that_would_have_to_be_awaited_is_none() -> None:
         return look(tenant)
 
     async with ResourcePool(Databases().provide, host=host) as pool:
-        with pytest.raises(ResourceOpenError, match=r"host= or per_host= failed.*it returned an awaitable"):
+        with pytest.raises(ResourceOpenError, match=r"host= failed.*it returned an awaitable"):
             await pool.acquire(A)
 
 

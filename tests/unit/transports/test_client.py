@@ -382,11 +382,12 @@ async def test_another_arn_is_refused(sqs: FakeSqs, arn: str) -> None:
 
 
 async def test_a_missing_queue_says_what_to_check(sqs: FakeSqs) -> None:
-    """Name, account and region are what is usually wrong."""
+    """Name, account and region are what is usually wrong; the endpoint that was asked tells two of them."""
     sqs.scripts["GetQueueUrl"] = says(error("QueueDoesNotExist", query_code="AWS.SimpleQueueService.NonExistentQueue"))
     async with sqs.client() as client:
         with pytest.raises(QueueNotFound, match=r"'orders'.*check the name, the account and the region") as caught:
             await client.queue("orders")
+    assert str(caught.value).endswith(f"; {sqs.url} was asked")
     assert caught.value.code == "AWS.SimpleQueueService.NonExistentQueue"
 
 

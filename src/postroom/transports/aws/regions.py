@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from postroom.checking import check_queue
-from postroom.errors import AccessDenied, ClosedError, ConfigurationError
+from postroom.errors import AccessDenied, ClosedError, ConfigurationError, QueueNotFound
 from postroom.log_fields import Log, Step, about
 from postroom.transports.aws import wire
 from postroom.transports.aws.addresses import Address, address_of, region_of_url
@@ -149,6 +149,9 @@ async def _find_url(connection: Connection, address: Address) -> str:
     request = Request(operation="GetQueueUrl", parameters=parameters, subject=subject)
     try:
         return await connection.call(request, lambda answer: str(answer["QueueUrl"]))
+    except QueueNotFound as error:
+        text = f"{error}; {connection.endpoint_url} was asked"
+        raise QueueNotFound(text, operation=error.operation, code=error.code) from error.__cause__
     except AccessDenied as error:
         if not lacks_permission(error):
             raise
