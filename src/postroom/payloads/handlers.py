@@ -5,10 +5,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from postroom.errors import ConfigurationError
 from postroom.payloads.problems import unaliased
+
+_PLACES: Final = frozenset({inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
+_CONTEXTS: Final = frozenset({"MessageContext", "BatchContext"})
 
 
 def payload_type_of(handler: Callable[..., Any]) -> Any:
@@ -25,31 +28,51 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     name = getattr(handler, "__qualname__", None) or repr(handler)
     if isinstance(handler, type):
         raise ConfigurationError(f"handler {name} is a class: register an instance of it, {name}(...)")
-    parameter = _first_parameter(handler, name)
+    parameter = _payload_parameter(handler, name)
     if parameter.annotation is inspect.Parameter.empty:
         return object
     wanted = unaliased(_evaluated(parameter.annotation, handler, name))
     return _filled_in(wanted, _given(handler)) if _variables_of(wanted) else wanted
 
 
-def _first_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
+def _payload_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
+    """Return the first parameter, or the one before the context, if a decorator gives the function more arguments."""
     try:
-        parameters = inspect.signature(handler).parameters.values()
+        parameters = list(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError, NameError) as error:
         raise ConfigurationError(
             f"the parameters of handler {name} cannot be read ({error}): say payload=... where you make the consumer"
         ) from error
-    first = next(iter(parameters), None)
-    if first is None or first.kind in {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
+    if not parameters or parameters[0].kind in {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
         raise ConfigurationError(f"handler {name} takes no payload: write it as `async def {name}(payload, ctx)`")
-    return first
+    places = [each for each in parameters if each.kind in _PLACES]
+    context = next((place for place, each in enumerate(places) if _is_context_of(handler, each.annotation)), None)
+    if context is None and sum(each.default is inspect.Parameter.empty for each in places) > 2:
+        raise ConfigurationError(
+            f"handler {name} takes more than a payload and a context: annotate the context behind the payload as "
+            "`ctx: MessageContext[...]`, or say payload=... where you make the consumer"
+        )
+    return parameters[0] if context is None else places[max(0, context - 1)]
+
+
+def is_context(annotation: Any) -> bool:
+    """Return whether an annotation is that of a handler's context; one that is text is read as it is spelt."""
+    if isinstance(annotation, str):
+        return annotation.partition("[")[0].rpartition(".")[2] in _CONTEXTS
+    kind = typing.get_origin(annotation) or annotation
+    return isinstance(kind, type) and kind.__name__ in _CONTEXTS
+
+
+def _is_context_of(handler: Callable[..., Any], annotation: Any) -> bool:
+    try:
+        return is_context(unaliased(_hint(annotation, handler)))
+    except Exception:  # it exists for type checkers only
+        return is_context(annotation)
 
 
 def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
-    function = _function(handler)
-    holder = types.SimpleNamespace(__annotations__={"payload": annotation})
     try:
-        names = typing.get_type_hints(holder, _globals(function), _locals(function), include_extras=True)
+        return _hint(annotation, handler)
     except Exception as error:
         shown = annotation if isinstance(annotation, str) else repr(annotation)
         raise ConfigurationError(
@@ -57,7 +80,12 @@ def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
             "Import it outside `if TYPE_CHECKING:` and define it outside functions, or say payload=... where you make "
             "the consumer"
         ) from error
-    return names["payload"]
+
+
+def _hint(annotation: Any, handler: Callable[..., Any]) -> Any:
+    function = _function(handler)
+    holder = types.SimpleNamespace(__annotations__={"payload": annotation})
+    return typing.get_type_hints(holder, _globals(function), _locals(function), include_extras=True)["payload"]
 
 
 def _function(handler: Any) -> Any:

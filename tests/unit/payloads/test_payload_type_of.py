@@ -5,11 +5,12 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import pytest
 from typing_extensions import TypeAliasType
 
+from postroom import BatchContext, MessageContext
 from postroom.errors import ConfigurationError
 from postroom.payloads import payload_type_of
 
@@ -71,6 +72,40 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate as dependency injection does: one more argument comes first."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return await function(Order(), *args, **kwargs)
+
+    return wrapper
+
+
+Context: TypeAlias = "MessageContext[Any]"
+
+
+async def session_first(session: int, order: Order, ctx: MessageContext[Any]) -> None:
+    """Take something that a decorator gives."""
+
+
+async def session_quoted(session: int, order: Order, ctx: "messages.MessageContext[a.B]") -> None:  # type: ignore[name-defined] # noqa: F821
+    """Have a context that exists for type checkers only."""
+
+
+async def session_named(session: int, order: Order, ctx: "Context", retries: int = 3) -> None:
+    """Have a context with a name of its own."""
+
+
+async def session_last(order: Order, ctx: MessageContext[Any], session: int) -> None:
+    """Take what a decorator gives behind the context."""
+
+
+async def session_batch(session: int, order: Order, batch: BatchContext[Any]) -> None:
+    """Take a batch."""
+
+
 class Service:
     """Handlers as objects are."""
 
@@ -83,6 +118,9 @@ class Service:
     @staticmethod
     async def static(order: Order, ctx: Any) -> None:
         """Handle as a static method."""
+
+    async def with_session(self, session: int, order: Order, ctx: MessageContext[Any]) -> None:
+        """Take something that a decorator gives."""
 
     @classmethod
     async def shared(cls, order: Order, ctx: Any) -> None:
@@ -111,6 +149,20 @@ class Service:
 def test_the_first_annotation_is_found_through_everything_that_wraps_a_handler(handler: Callable[..., Any]) -> None:
     """Functions, methods, partials, objects with ``__call__`` and decorated ones are all looked through."""
     assert payload_type_of(handler) is Order
+
+
+@pytest.mark.parametrize(
+    "function", [session_first, session_quoted, session_named, session_last, session_batch, Service().with_session]
+)
+def test_what_a_decorator_gives_is_not_the_payload(function: Callable[..., Any]) -> None:
+    """The payload stands before the context, wherever that is."""
+    assert payload_type_of(with_session(function)) is Order
+
+
+def test_a_context_without_an_annotation_does_not_tell_what_a_decorator_gives() -> None:
+    """Else what it gives would be decoded from the body, and the message acknowledged."""
+    with pytest.raises(ConfigurationError, match=r"settings_first takes more than .* MessageContext.* payload="):
+        payload_type_of(with_session(settings_first))
 
 
 @pytest.mark.parametrize("handler", [unannotated, lambda order, ctx: None])
