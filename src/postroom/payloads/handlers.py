@@ -7,7 +7,10 @@ import typing
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from typing_extensions import NoDefault
+
 from postroom.errors import ConfigurationError
+from postroom.payloads.generics import arguments_of, filled_in, variables_of
 from postroom.payloads.problems import unaliased
 
 _PLACES: Final = frozenset({inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
@@ -32,7 +35,7 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     if parameter.annotation is inspect.Parameter.empty:
         return object
     wanted = unaliased(_evaluated(parameter.annotation, handler, name))
-    return _filled_in(wanted, _given(handler)) if _variables_of(wanted) else wanted
+    return _of_its_class(wanted, handler, name) if variables_of(wanted) else wanted
 
 
 def _payload_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
@@ -105,42 +108,48 @@ def _function(handler: Any) -> Any:
             return handler
 
 
-def _variables_of(hint: Any) -> tuple[Any, ...]:
-    return (hint,) if isinstance(hint, typing.TypeVar) else getattr(hint, "__parameters__", ())
+def _of_its_class(hint: Any, handler: Any, name: str) -> Any:
+    """Return an annotation with types in the places of the variables of the class that the handler is a method of.
 
-
-def _filled_in(hint: Any, given: dict[Any, Any]) -> Any:
-    """Return an annotation with types in the places of its type variables, as far as they are known."""
-    if isinstance(hint, typing.TypeVar):
-        return given.get(hint, hint)
-    variables = _variables_of(hint)
-    return hint[tuple(given.get(each, each) for each in variables)] if given.keys() & {*variables} else hint
-
-
-def _given(handler: Any) -> dict[Any, Any]:
-    """Return what the type variables of a method stand for: ``Base[Order]``, or a class that is derived from it."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    ``Base[Order]()`` says them, or a class that is derived from ``Base[Order]``. A variable of a function alone stays.
+    """
+    handler = _within(handler)
     owner: Any = handler.__self__ if inspect.ismethod(handler) else handler
-    kind = cast("Any", type(owner))
-    name = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
-    home = next((each for each in kind.__mro__ if name in vars(each)), None)
+    kind = cast("Any", owner if isinstance(owner, type) else type(owner))
+    method = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
+    home = next((each for each in kind.__mro__ if method in vars(each)), None)
+    if home is None:
+        return hint
     made = typing.get_args(getattr(owner, "__orig_class__", None))
-    return {} if home is None else _arguments(kind, home, dict(zip(_variables_of(kind), made, strict=False)))
+    known = arguments_of(kind, home, dict(zip(variables_of(kind), made, strict=False)))
+    asked = [each for each in variables_of(home) if each in variables_of(hint)]
+    return filled_in(hint, {each: _closed(known.get(each, each), kind, name) for each in asked})
 
 
-def _arguments(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what the type variables of a base class stand for, from what those of a class stand for."""
-    if kind is home:
-        return given
-    own = cast("dict[str, Any]", vars(kind))
-    bases = cast("tuple[Any, ...]", own.get("__orig_bases__", kind.__bases__))
-    for base in bases:
-        origin: Any = typing.get_origin(base) or base
-        if isinstance(origin, type) and issubclass(origin, home):
-            types_ = [_filled_in(each, given) for each in typing.get_args(base)]
-            return _arguments(origin, home, dict(zip(_variables_of(origin), types_, strict=False)))
-    return {}
+def _closed(hint: Any, kind: Any, name: str) -> Any:
+    """Return a type with the defaults of variables that nothing has filled in; those with a bound are decoded as it."""
+    for variable in variables_of(hint):
+        default = getattr(variable, "__default__", NoDefault)
+        if default is not NoDefault:
+            hint = filled_in(hint, {variable: _closed(default, kind, name)})
+        elif variable.__bound__ is None and not variable.__constraints__:
+            raise ConfigurationError(
+                f"handler {name} does not say its payload type: {kind.__name__} leaves {variable.__name__} open, or "
+                f"does not keep it, as a class that is frozen or has slots. Derive a class from {kind.__name__}[...], "
+                "or say payload=... where you make the consumer"
+            )
+    return hint
+
+
+def _within(handler: Any) -> Any:
+    """Return the method or object that the payload is asked for by, without what is around it."""
+    while True:
+        if isinstance(handler, functools.partial):
+            handler = handler.func
+        elif not inspect.ismethod(handler) and hasattr(handler, "__wrapped__"):
+            handler = handler.__wrapped__
+        else:
+            return handler
 
 
 def _globals(function: Any) -> dict[str, Any]:

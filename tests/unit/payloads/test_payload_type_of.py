@@ -1,5 +1,6 @@
 """The payload type comes from the first parameter of whatever is registered as a handler."""
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import pytest
 from typing_extensions import TypeAliasType
+from typing_extensions import TypeVar as DefaultTypeVar
 
 from postroom import BatchContext, MessageContext
 from postroom.errors import ConfigurationError
@@ -235,6 +237,8 @@ def test_a_callable_without_a_signature_is_refused_with_the_way_out() -> None:
 
 T = TypeVar("T")
 K = TypeVar("K")
+B = TypeVar("B", bound=Order)
+D = DefaultTypeVar("D", default=Order)
 
 
 class Base(Generic[T]):
@@ -249,6 +253,13 @@ class Base(Generic[T]):
     @traced
     async def several(self, payloads: list[T], ctx: Any) -> None:
         """Handle some."""
+
+    @classmethod
+    async def shared(cls, payload: T, ctx: Any) -> None:
+        """Handle one without an instance."""
+
+    async def own(self, payload: K, ctx: Any) -> None:
+        """Have a variable that is not the class's."""
 
 
 class OfOrders(Base[Order]):
@@ -267,6 +278,23 @@ class Open(Base[T]):
     """Leaves it open still."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Base[T]):
+    """Does not keep what ``Frozen[Order]()`` says."""
+
+
+class Bound(Base[B]):
+    """Says what it is at least."""
+
+
+class Default(Base[D]):
+    """Says what it is if nothing else does."""
+
+
+class OfDefault(Default):
+    """Leaves it at the default."""
+
+
 @pytest.mark.parametrize(
     ("handler", "wanted"),
     [
@@ -278,10 +306,24 @@ class Open(Base[T]):
         (Deep().several, list[dict[str, Order]]),
         (Open[Order](), Order),
         (Base[Order]().several, list[Order]),
-        (Base(), T),
-        (Open().several, list[T]),  # type: ignore[valid-type]
+        (traced(Base[Order]()), Order),
+        (OfOrders.shared, Order),
+        (Base().own, K),
+        (Bound(), B),
+        (Default().several, list[Order]),
+        (OfDefault(), Order),
+        (Default[str](), str),
     ],
 )
 def test_the_type_variable_of_a_generic_class_is_what_the_class_was_made_with(handler: Any, wanted: Any) -> None:
     """Else any JSON would fit, and a handler that asks for orders would get dictionaries."""
     assert payload_type_of(handler) == wanted
+
+
+@pytest.mark.parametrize(
+    "handler", [Base(), Open().several, Frozen[Order](), traced(Base()), functools.partial(Open()), Open[Order].shared]
+)
+def test_a_type_variable_that_stays_open_is_refused(handler: Any) -> None:
+    """Type checkers may know the type by other ways; the handler would get dictionaries."""
+    with pytest.raises(ConfigurationError, match=r"leaves T open.*Derive a class.*payload="):
+        payload_type_of(handler)
