@@ -50,8 +50,6 @@ from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
 
-_UNSET: Any = object()
-
 
 class Consumer(Generic[C, R]):
     """Consumes a queue: resolves each message's context, leases its resources, calls the handler, settles it.
@@ -112,7 +110,7 @@ class Consumer(Generic[C, R]):
         | None = None,
         cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
         unwrap: Step | Iterable[Step] | None = None,
-        payload: Any = _UNSET,
+        payload: Any = UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
         invalid: OnInvalid = OnInvalid.FAIL,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
@@ -239,7 +237,7 @@ class Consumer(Generic[C, R]):
         self,
     ) -> Callable[[Callable[[P, MessageContext[C, R]], Outcome]], Callable[[P, MessageContext[C, R]], Outcome]]: ...
 
-    def handler(self, function: Any = _UNSET) -> Any:
+    def handler(self, function: Any = UNSET) -> Any:
         """Register the handler, and return it unchanged. Use it as a decorator, with or without parentheses.
 
         It is called as ``handler(payload, ctx)``. An ``async def`` runs in the event loop; a plain ``def`` in a
@@ -251,7 +249,7 @@ class Consumer(Generic[C, R]):
             ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
                 with two arguments by position, or it is a generator function, which would never run.
         """
-        if function is _UNSET:
+        if function is UNSET:
             return self.handler
         self._refuse_second_handler()
         check_handler(function)
@@ -292,7 +290,7 @@ class Consumer(Generic[C, R]):
             self._refuse_second_handler()
             check_batch_function(function)
             wanted = self._settings.payload
-            self._decode = self._decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
+            self._decode = self._decoder_for(element_type_of(function) if wanted is UNSET else wanted)
             self._handler = BatchHandler(function, size=size, wait=wait)
             return function
 
@@ -309,8 +307,8 @@ class Consumer(Generic[C, R]):
     def _decoder_of(self, function: Any) -> Decoder:
         wanted = self._settings.payload
         if (router := router_of(function)) is None:
-            return self._decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
-        if wanted is not _UNSET:
+            return self._decoder_for(payload_type_of(function) if wanted is UNSET else wanted)
+        if wanted is not UNSET:
             text = "Consumer(payload=...) is for one handler; say it of each: @router.handler(kind, payload=...)"
             raise ConfigurationError(text)
         if (on_error := self._settings.on_error) is not None:
