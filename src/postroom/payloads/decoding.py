@@ -117,7 +117,9 @@ def _mentions_pydantic(kind: Any, seen: dict[int, Any]) -> bool:
     if typing.get_origin(kind) is typing.Annotated:
         inner, *notes = typing.get_args(kind)
         return any(_package(type(note)) in _PYDANTIC for note in notes) or _mentions_pydantic(inner, seen)
-    parts = [typing.get_origin(kind), *typing.get_args(kind)]
+    parts = [typing.get_origin(kind), *typing.get_args(kind), getattr(kind, "__supertype__", None)]
+    if isinstance(kind, typing.TypeVar):  # decoded as its bound, or as one of its constraints
+        parts += [kind.__bound__, *kind.__constraints__]
     if inspect.isclass(kind):
         if _package(kind) in _PYDANTIC or hasattr(kind, "__get_pydantic_core_schema__"):
             return True
