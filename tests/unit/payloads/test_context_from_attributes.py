@@ -18,7 +18,10 @@ from postroom.payloads import SAFE_ID, attribute, context_from_attributes
 SECRET = "s3cr3t 4711"
 TENANT = "message attribute 'tenant_id' or 'tenantId'"
 TenantId = NewType("TenantId", str)
+OwnerId = NewType("OwnerId", TenantId)
 ParentId = TypeAliasType("ParentId", str)
+Home = TypeAliasType("Home", Annotated[str, attribute("home", choices=["eu", "us"])])
+MaybeHome = TypeAliasType("MaybeHome", Home | None)
 
 
 class Region(enum.Enum):
@@ -134,6 +137,31 @@ def test_every_kind_of_field_gets_its_own_type() -> None:
         owner=TenantId("o-1"),
     )
     assert (type(context.shard), type(context.active), type(context.version)) == (int, bool, int)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (Home, "eu", "eu"),
+        (Home | None, "eu", "eu"),
+        (MaybeHome, "eu", "eu"),
+        (Annotated[MaybeHome, attribute("home", pattern="..")], "xx", "xx"),
+        (Annotated[TenantId, attribute("home")] | None, "t-1", "t-1"),
+        (OwnerId, "o-1", "o-1"),
+        (OwnerId | None, "o-1", "o-1"),
+        (Literal["eu", None], "eu", "eu"),  # noqa: PYI061 - that is what is tested
+        (Literal[Region.EU], "eu-west-1", Region.EU),
+        (Literal[Tier.PAID] | None, "1", Tier.PAID),
+    ],
+)
+def test_a_field_may_be_none_and_have_names_for_its_type(annotation: Any, value: str, expected: object) -> None:
+    """What ``attribute()`` says of the type counts wherever it stands; a context is written as it is read."""
+    cls = dataclasses.make_dataclass("Made", [("home", annotation)], frozen=True)
+    resolve: Any = context_from_attributes(cls)
+    context = resolve(message(home=value))
+    assert context == cls(expected)
+    assert resolve.write(context) == {"home": value}
+    refuse(cls, home=SECRET)
 
 
 def test_fields_with_defaults_take_the_attribute_when_it_is_there() -> None:
@@ -295,7 +323,7 @@ def test_what_the_class_itself_refuses_is_a_context_error() -> None:
 @pytest.mark.parametrize("cls", [Tenant, TenantStruct, TenantTuple])
 def test_equal_attributes_give_the_same_context_and_others_another(cls: type[Any]) -> None:
     """A context that is known costs no second look, and is never taken for another one's."""
-    resolve = context_from_attributes(cls)
+    resolve: Any = context_from_attributes(cls)
     known = resolve(message(tenantId="a", region="r"))
     assert resolve(message(tenant_id="a", region="r", other="x")) is known
     assert resolve(message(tenantId="b", region="r")).tenant_id == "b"
@@ -402,6 +430,17 @@ class Unhashable:
     __hash__ = None  # type: ignore[assignment] # that is what is tested
 
 
+def test_a_parameter_with_a_default_is_no_field() -> None:
+    """It is not read, and the class makes of it what it likes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Checked:
+        tenant: str
+        strict: dataclasses.InitVar[bool] = True
+
+    assert context_from_attributes(Checked)(message(tenant="t-1", strict="false")) == Checked("t-1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Empty:
     """A context that is the same for all tenants."""
@@ -439,6 +478,8 @@ def test_a_class_that_cannot_be_a_key_is_refused_at_construction(cls: Any, hint:
         (Annotated[str, attribute(choices=["a", None])], "choices must be texts"),  # type: ignore[list-item]
         (Literal[1, True], "differ from each other"),
         (Literal["a", b"a"], "choices must be texts"),
+        (dataclasses.InitVar[str], "is an InitVar"),
+        (dataclasses.InitVar, "is an InitVar"),
         ("Nowhere", "cannot be read"),
     ],
 )
