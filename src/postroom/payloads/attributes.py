@@ -24,7 +24,8 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, names_of
 from postroom.payloads.decoder import Unwrap, unwrapped
-from postroom.payloads.problems import unaliased
+from postroom.payloads.generics import arguments_of, filled_in
+from postroom.payloads.problems import type_name, unaliased
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -365,6 +366,11 @@ def context_from_attributes(cls: type[T_co], *, unwrap: Unwrap | None = None) ->
 
 
 def _checked_hints(cls: Any) -> dict[str, Any]:
+    if isinstance(typing.get_origin(cls), type):
+        raise ConfigurationError(
+            f"context={type_name(cls)} is a class with types in brackets: derive a class from it, as "
+            f"`class Context({type_name(cls)}): ...`, and pass that"
+        )
     if not inspect.isclass(cls):
         raise ConfigurationError(f"context={cls!r} is no class: context_from_attributes takes a frozen dataclass")
     name = cls.__name__
@@ -380,7 +386,7 @@ def _checked_hints(cls: Any) -> dict[str, Any]:
             "make it @dataclass(frozen=True), a msgspec Struct with frozen=True, or a NamedTuple"
         )
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = _filled_hints(cls)
     except Exception as error:
         raise ConfigurationError(f"the annotations of context={name} cannot be read ({error})") from error
     for field, hint in hints.items():
@@ -391,6 +397,13 @@ def _checked_hints(cls: Any) -> dict[str, Any]:
                 "or give it a default"
             )
     return hints
+
+
+def _filled_hints(cls: Any) -> dict[str, Any]:
+    """Return the annotations of a class, those of generic bases with the types that it was derived with."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    homes = {field: base for base in reversed(cls.__mro__) for field in inspect.get_annotations(base)}
+    return {field: filled_in(hint, arguments_of(cls, homes[field], {})) for field, hint in hints.items()}
 
 
 def _is_named_tuple(cls: Any) -> bool:

@@ -5,7 +5,7 @@ import enum
 import traceback
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, NewType
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import msgspec
 import pytest
@@ -90,6 +90,76 @@ def test_fields_are_found_by_their_name_or_its_camel_case(cls: Callable[..., Any
     """Dataclass, Struct and NamedTuple alike: ``tenant_id`` is read from ``tenant_id`` or ``tenantId``."""
     resolve: Any = context_from_attributes(cls)  # type: ignore[arg-type] # a class, by its callable face
     assert resolve(message(**{name: "tenant-a", "region": "us-east-1", "other": "x"})) == cls("tenant-a", "us-east-1")
+
+
+R = TypeVar("R")
+K = TypeVar("K")
+
+
+@dataclasses.dataclass(frozen=True)
+class Based(Generic[R]):
+    """Leaves the type of a field to those that are derived from it."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class BasedStruct(msgspec.Struct, Generic[R], frozen=True):
+    """The same as a Struct."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class BasedTuple(NamedTuple, Generic[R]):
+    """The same as a NamedTuple."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class OfRegion(Based[Region]):
+    """Says it."""
+
+
+class OfRegionStruct(BasedStruct[Region], frozen=True):
+    """Says it."""
+
+
+class OfRegionTuple(BasedTuple[Region]):
+    """Says it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed(Based[K], Generic[K, R]):
+    """Says it with a variable of its own, and uses the name of the other again."""
+
+    plan: Annotated[R, attribute("tier")] | None = None
+
+
+class Deep(Keyed[Region, Tier]):
+    """Says it two classes above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Based[Tier]):
+    """Says another type itself."""
+
+    region: Region | None = None  # type: ignore[assignment] # that is what is tested
+
+
+@pytest.mark.parametrize("cls", [OfRegion, OfRegionStruct, OfRegionTuple, Changed, Deep])
+def test_the_fields_of_a_generic_class_have_the_types_that_it_was_derived_with(cls: Any) -> None:
+    """The class itself has variables in their places, which no attribute can fill."""
+    resolve: Any = context_from_attributes(cls)
+    assert resolve(message(tenantId="t-1", region="eu-west-1")) == cls("t-1", Region.EU)
+    refuse(cls, tenantId="t-1", region="1")
+
+
+def test_the_types_of_a_generic_class_are_those_of_the_class_that_names_the_variable() -> None:
+    """Two classes may call theirs the same."""
+    made = context_from_attributes(Deep)(message(tenantId="t-1", region="eu-west-1", tier="1"))
+    assert made == Deep("t-1", Region.EU, Tier.PAID)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -323,7 +393,7 @@ def test_what_the_class_itself_refuses_is_a_context_error() -> None:
 @pytest.mark.parametrize("cls", [Tenant, TenantStruct, TenantTuple])
 def test_equal_attributes_give_the_same_context_and_others_another(cls: type[Any]) -> None:
     """A context that is known costs no second look, and is never taken for another one's."""
-    resolve: Any = context_from_attributes(cls)
+    resolve = context_from_attributes(cls)
     known = resolve(message(tenantId="a", region="r"))
     assert resolve(message(tenant_id="a", region="r", other="x")) is known
     assert resolve(message(tenantId="b", region="r")).tenant_id == "b"
@@ -457,6 +527,8 @@ class Empty:
         (Region, "make it a frozen dataclass"),
         (Empty, "has no fields"),
         ("Tenant", "is no class"),
+        (Based[Region], r"context=Based\[Region\] is a class with types in brackets: derive a class"),
+        (BasedTuple[Region], r"derive a class"),
     ],
 )
 def test_a_class_that_cannot_be_a_key_is_refused_at_construction(cls: Any, hint: str) -> None:
