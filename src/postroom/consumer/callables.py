@@ -142,6 +142,8 @@ def _method_hint(function: object, name: str) -> str:
     if isinstance(function, staticmethod) or not any(_first_name(layer) in {"self", "cls"} for layer in functions):
         return ""
     last = name.rpartition(".")[2]
+    if hasattr(function, "register"):
+        return "; it is a functools.singledispatchmethod: register a method (payload, ctx) that calls it, or a Router"
     return f"; it looks like a method that is not bound: register the bound one, consumer.handler(service.{last})"
 
 

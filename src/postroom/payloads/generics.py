@@ -3,6 +3,8 @@
 import typing
 from typing import Any, cast
 
+from postroom.payloads.problems import unaliased
+
 
 def variables_of(hint: Any) -> tuple[Any, ...]:
     """Return the type variables of a hint, or of a generic class."""
@@ -29,3 +31,10 @@ def arguments_of(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]
             types_ = [filled_in(each, given) for each in typing.get_args(base)]
             return arguments_of(origin, home, dict(zip(variables_of(origin), types_, strict=False)))
     return {}
+
+
+def written_out(kind: Any) -> Any:
+    """Return what a name of a ``type`` statement stands for, with the types that are given to it in brackets."""
+    while type(origin := typing.get_origin(kind := unaliased(kind))).__name__ == "TypeAliasType":
+        kind = filled_in(origin.__value__, dict(zip(origin.__type_params__, typing.get_args(kind), strict=False)))
+    return kind

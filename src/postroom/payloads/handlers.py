@@ -35,6 +35,11 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     if parameter.annotation is inspect.Parameter.empty:
         return object
     wanted = unaliased(_evaluated(parameter.annotation, handler, name))
+    if isinstance(wanted, typing.ParamSpecArgs):
+        raise ConfigurationError(
+            f"the decorator around handler {name} hides its parameters: use functools.wraps in the decorator, or say "
+            "payload=... where you make the consumer"
+        )
     return _of_its_class(wanted, handler, name) if variables_of(wanted) else wanted
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 import pytest
 from typing_extensions import TypeAliasType
@@ -22,6 +22,9 @@ assert _SPEC.loader is not None
 later: Any = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = later  # dataclasses look their module up
 _SPEC.loader.exec_module(later)
+
+
+P = ParamSpec("P")
 
 
 class Order:
@@ -233,6 +236,22 @@ def test_a_callable_without_a_signature_is_refused_with_the_way_out() -> None:
     """Some built-ins cannot be looked into."""
     with pytest.raises(ConfigurationError, match="payload="):
         payload_type_of(getattr)
+
+
+def hiding(function: Callable[P, Any]) -> Callable[P, Any]:
+    """Decorate without ``functools.wraps``."""
+
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function."""
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_a_decorator_that_hides_the_parameters_is_named() -> None:
+    """Its own parameters say nothing of the payload."""
+    with pytest.raises(ConfigurationError, match=r"hides its parameters: use functools\.wraps.*payload="):
+        payload_type_of(hiding(handle))
 
 
 T = TypeVar("T")
