@@ -31,7 +31,7 @@ from postroom.consumer.interrupts import second_interrupt
 from postroom.consumer.lifecycle import Run
 from postroom.consumer.queues import Listing, Queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
-from postroom.consumer.settings import Middleware, OnError, Settings
+from postroom.consumer.settings import Middleware, OnError, Provider, Settings
 from postroom.consumer.starting import start_run
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenant_keys import TenantKeys
@@ -104,10 +104,8 @@ class Consumer(Generic[C, R]):
         *,
         queues: Queues | Listing | Callable[[], Listing | Awaitable[Listing]] | None = None,
         context: Callable[[Message], C | Awaitable[C]] | type[C] | None = None,
-        resources: Callable[[C], AbstractAsyncContextManager[R]]
-        | Callable[[C], Awaitable[R]]
-        | ResourcePool[C, R]
-        | None = None,
+        # One function type: of a union of two, mypy takes the context of a lambda for Any.
+        resources: Callable[[C], AbstractAsyncContextManager[R] | Awaitable[R]] | ResourcePool[C, R] | None = None,
         cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
         unwrap: Step | Iterable[Step] | None = None,
         payload: Any = UNSET,
@@ -138,7 +136,7 @@ class Consumer(Generic[C, R]):
             queue=several.title if several is not None else cast("str", queue),
             queues=several,
             resolver=resolver_of(context),
-            resources=resources,
+            resources=cast("Provider[C, R] | ResourcePool[C, R] | None", resources),
             cleanup=cleanup,
             unwrap=unwrapping,
             payload=payload,

@@ -58,6 +58,15 @@ async def struct_database(tenant: TenantStruct) -> AsyncGenerator[Pool]:
     yield Pool()
 
 
+@asynccontextmanager
+async def sized(tenant: Tenant, connections: int) -> AsyncGenerator[Pool]:
+    yield Pool()
+
+
+async def open_named(name: str) -> Pool:
+    return Pool()
+
+
 async def open_database(tenant: Tenant) -> Pool:
     return Pool()
 
@@ -90,6 +99,8 @@ assert_type(Consumer("q", context=Tenant, resources=open_database, cleanup=close
 assert_type(Consumer("q", context=look_up, resources=open_database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Manager().database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Database), Consumer[Tenant, Database])
+assert_type(Consumer("q", context=Tenant, resources=lambda tenant: sized(tenant, 4)), Consumer[Tenant, Pool])
+assert_type(Consumer("q", context=tenant_of, resources=lambda one: open_named(one.region)), Consumer[Tenant, Pool])
 
 # A pool of one's own.
 databases = ResourcePool(database)
