@@ -106,7 +106,7 @@ class Consumer(Generic[C, R]):
         context: Callable[[Message], C | Awaitable[C]] | type[C] | None = None,
         # One function type: of a union of two, mypy takes the context of a lambda for Any.
         resources: Callable[[C], AbstractAsyncContextManager[R] | Awaitable[R]] | ResourcePool[C, R] | None = None,
-        cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
+        cleanup: Callable[[R], Awaitable[object] | None] | UnsetType | None = UNSET,
         unwrap: Step | Iterable[Step] | None = None,
         payload: Any = UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,

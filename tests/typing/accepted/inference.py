@@ -74,6 +74,9 @@ async def open_database(tenant: Tenant) -> Pool:
 async def close_database(pool: Pool) -> None: ...
 
 
+def close_at_once(pool: Pool) -> None: ...
+
+
 class Manager:
     @asynccontextmanager
     async def database(self, tenant: Tenant) -> AsyncGenerator[Pool]:
@@ -96,6 +99,7 @@ assert_type(Consumer("q", context=Tenant, resources=database), Consumer[Tenant, 
 assert_type(Consumer("q", context=TenantStruct, resources=struct_database), Consumer[TenantStruct, Pool])
 assert_type(Consumer("q", context=TenantTuple), Consumer[TenantTuple, None])
 assert_type(Consumer("q", context=Tenant, resources=open_database, cleanup=close_database), Consumer[Tenant, Pool])
+assert_type(Consumer("q", context=Tenant, resources=open_database, cleanup=close_at_once), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=look_up, resources=open_database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Manager().database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Database), Consumer[Tenant, Database])
