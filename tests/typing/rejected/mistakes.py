@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from postroom import Consumer, Message, MessageContext, ResourcePool
+from postroom.testing import deliver
 
 
 @dataclass(frozen=True)
@@ -140,3 +141,7 @@ orders.adjust(8)  # E: mypy(arg-type) pyright(reportArgumentType)
 async def settled_wrongly(ctx: MessageContext[Tenant, Pool]) -> None:
     await ctx.extend("60")  # E: mypy(arg-type) pyright(reportArgumentType)
     await ctx.ack(1)  # E: mypy(call-arg) pyright(reportCallIssue)
+
+
+async def delivered_to_another_tenant() -> None:
+    await deliver(orders, Order(), context=Customer(""))  # E: mypy(misc) pyright(reportArgumentType)
