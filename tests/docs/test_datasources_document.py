@@ -70,7 +70,7 @@ async def test_the_scope_examples_keep_tenants_apart(postgres_server: PostgresSe
     """By a schema, or by a setting."""
     dsn = postgres_server.create_database("shared", schema="CREATE SCHEMA t_a; CREATE SCHEMA t_b")
     code = SCOPES.replace("postgresql://app@db-1.internal/shared", dsn)
-    names = _run(code.replace("scope=", "create=True, scope="))
+    names = _run(code.replace("scope=", "create=True, scope="), Tenant=object)
     questions = {"by_schema": "SHOW search_path", "by_row": "SELECT current_setting('app.tenant')"}
     for name, question in questions.items():
         for tenant in ("a", "b"):
@@ -80,7 +80,9 @@ async def test_the_scope_examples_keep_tenants_apart(postgres_server: PostgresSe
 
 async def test_the_sqlite_examples_record_an_order(tmp_path: Path) -> None:
     """With the schema of the first and the unit of work of the second."""
-    names = _run(FILES.replace("/var/lib/orders", str(tmp_path)).replace("schema=", "create=True, schema="))
+    names = _run(
+        FILES.replace("/var/lib/orders", str(tmp_path)).replace("schema=", "create=True, schema="), Tenant=object
+    )
     names |= _run(WORK)
     tenant = type("Tenant", (), {"tenant_id": "a:b", "region": "c"})
     async with names["files"](tenant) as database:

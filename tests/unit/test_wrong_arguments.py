@@ -4,8 +4,9 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -103,6 +104,17 @@ def tenant_of(message: Any) -> Tenant:
     return Tenant(message.attributes["tenant_id"])
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair(Generic[T]):
+    """A context of any type."""
+
+    tenant_id: str
+    other: T
+
+
 async def swapped(ctx: MessageContext[Any, Any], order: Order) -> None:
     """Have the parameters in the wrong order."""
 
@@ -193,6 +205,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: consumer(middleware=alone), "takes a list: write middleware=[layer]; got the function alone"),
     (lambda: consumer(observers=print), "takes a list: write observers=[observer]; got the function print"),
     (lambda: consumer(context="tenantId"), "write context=lambda message: message.attributes['tenantId']"),
+    (lambda: consumer(context=Pair[str]), "derive a class from it, as `class Context(Pair[str]): ...`"),
+    (lambda: sender(context=Pair[str]), "derive a class from it"),
     (lambda: consumer(context=Tenant("a")), "pass the class, context=Tenant"),
     (lambda: consumer(context=Tenant, resources=database(Tenant("a"))), "remove the ()"),
     (lambda: consumer(context=Tenant, resources=DSN), "write resources=asyncpg_pool(Registry({...}))"),

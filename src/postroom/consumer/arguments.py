@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, cast
+from typing import Final, cast, get_origin
 
 from msgspec import UNSET
 from typing_extensions import TypeVar
@@ -33,7 +33,7 @@ def resolver_of(
     context: Callable[[Message], C | Awaitable[C]] | type[C] | None,
 ) -> Callable[[Message], C | Awaitable[C]] | None:
     """Return ``context=`` as a function; a class is filled from the attributes."""
-    if isinstance(context, type):
+    if _is_class(context):
         return context_from_attributes(cast("type[C]", context))
     return context
 
@@ -77,7 +77,7 @@ def check_resources(context: object, resources: object, cleanup: object) -> None
     if resources is not None and context is None:
         text = "Consumer(resources=...) needs context=...: resources are leased for a context"
         raise ConfigurationError(text)
-    if context is not None and not isinstance(context, type):
+    if context is not None and not _is_class(context):
         _check_context(context)
     if resources is not None and not isinstance(resources, ResourcePool):
         check_provider(resources)
@@ -86,6 +86,11 @@ def check_resources(context: object, resources: object, cleanup: object) -> None
         raise ConfigurationError(text)
     if cleanup not in (None, UNSET):
         check_callable("Consumer(cleanup=...)", "(resources)", cleanup, 1)
+
+
+def _is_class(context: object) -> bool:
+    """Whether it is a class, with types in brackets too."""
+    return isinstance(get_origin(context) or context, type)
 
 
 def _check_context(context: object) -> None:

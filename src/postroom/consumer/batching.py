@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Generic, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Generic, cast, get_args, get_origin
 
 import msgspec
 
@@ -31,6 +31,7 @@ from postroom.errors import (
 from postroom.message import Message
 from postroom.options import Concurrency
 from postroom.payloads import payload_type_of
+from postroom.payloads.generics import written_out
 from postroom.program_end import ends_the_program
 from postroom.resources.identity import Identifier
 from postroom.tasks import home_context, message_variable
@@ -360,7 +361,9 @@ def element_type_of(function: Any) -> Any:
     Raises:
         ConfigurationError: the annotation is no list.
     """
-    wanted = payload_type_of(function)
+    wanted = written_out(payload_type_of(function))
+    if get_origin(wanted) is Annotated:
+        wanted = written_out(get_args(wanted)[0])
     if wanted is object or wanted is list:
         return object
     origin, arguments = get_origin(wanted), get_args(wanted)

@@ -4,12 +4,12 @@ import contextlib
 import functools
 import inspect
 import types
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from postroom.checking import called_and_wrapped, find_misfit
 from postroom.errors import ConfigurationError
+from postroom.payloads.handlers import is_context
 
 _GENERATOR = "it is a generator function, which would never run: remove the `yield`"
 
@@ -122,17 +122,10 @@ def _refuse_swapped(function: Any, name: str) -> None:
         first, second, *_ = inspect.signature(function).parameters.values()
     except (TypeError, ValueError, NameError):  # written in C, or with *args
         return
-    if _is_context(first.annotation) and not _is_context(second.annotation):
+    if is_context(first.annotation) and not is_context(second.annotation):
         text = f"handler {name} has its parameters swapped: the payload comes first"
         right = f"`{name}({second.name}, {first.name})`"
-        raise ConfigurationError(f"{text}, and then the MessageContext: write {right}")
-
-
-def _is_context(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return annotation.rpartition(".")[2].partition("[")[0] == "MessageContext"
-    kind = typing.get_origin(annotation) or annotation
-    return isinstance(kind, type) and kind.__name__ == "MessageContext"
+        raise ConfigurationError(f"{text}, and then the context: write {right}")
 
 
 def _check_binds(what: str, call: str, function: object, arguments: int, *, hint: str = "", remedy: str = "") -> None:
@@ -149,6 +142,8 @@ def _method_hint(function: object, name: str) -> str:
     if isinstance(function, staticmethod) or not any(_first_name(layer) in {"self", "cls"} for layer in functions):
         return ""
     last = name.rpartition(".")[2]
+    if hasattr(function, "register"):
+        return "; it is a functools.singledispatchmethod: register a method (payload, ctx) that calls it, or a Router"
     return f"; it looks like a method that is not bound: register the bound one, consumer.handler(service.{last})"
 
 

@@ -31,7 +31,7 @@ from postroom.consumer.interrupts import second_interrupt
 from postroom.consumer.lifecycle import Run
 from postroom.consumer.queues import Listing, Queues
 from postroom.consumer.routing import RouterDecoder, router_of, unrouted_failures
-from postroom.consumer.settings import Middleware, OnError, Settings
+from postroom.consumer.settings import Middleware, OnError, Provider, Settings
 from postroom.consumer.starting import start_run
 from postroom.consumer.statistics import ConsumerStatistics
 from postroom.consumer.tenant_keys import TenantKeys
@@ -49,8 +49,6 @@ from postroom.transports.protocol import Client, Queue, check_client
 from postroom.types import AckMode, C, OnInvalid, P, R, StopReason
 
 Outcome = TypeVar("Outcome", bound="Awaitable[None] | None")
-
-_UNSET: Any = object()
 
 
 class Consumer(Generic[C, R]):
@@ -106,13 +104,11 @@ class Consumer(Generic[C, R]):
         *,
         queues: Queues | Listing | Callable[[], Listing | Awaitable[Listing]] | None = None,
         context: Callable[[Message], C | Awaitable[C]] | type[C] | None = None,
-        resources: Callable[[C], AbstractAsyncContextManager[R]]
-        | Callable[[C], Awaitable[R]]
-        | ResourcePool[C, R]
-        | None = None,
-        cleanup: Callable[[R], Awaitable[object]] | UnsetType | None = UNSET,
+        # One function type: of a union of two, mypy takes the context of a lambda for Any.
+        resources: Callable[[C], AbstractAsyncContextManager[R] | Awaitable[R]] | ResourcePool[C, R] | None = None,
+        cleanup: Callable[[R], Awaitable[object] | None] | UnsetType | None = UNSET,
         unwrap: Step | Iterable[Step] | None = None,
-        payload: Any = _UNSET,
+        payload: Any = UNSET,
         ack: AckMode = AckMode.ON_SUCCESS,
         invalid: OnInvalid = OnInvalid.FAIL,
         concurrency: Concurrency = Concurrency(),  # noqa: B008 - frozen
@@ -140,7 +136,7 @@ class Consumer(Generic[C, R]):
             queue=several.title if several is not None else cast("str", queue),
             queues=several,
             resolver=resolver_of(context),
-            resources=resources,
+            resources=cast("Provider[C, R] | ResourcePool[C, R] | None", resources),
             cleanup=cleanup,
             unwrap=unwrapping,
             payload=payload,
@@ -239,7 +235,7 @@ class Consumer(Generic[C, R]):
         self,
     ) -> Callable[[Callable[[P, MessageContext[C, R]], Outcome]], Callable[[P, MessageContext[C, R]], Outcome]]: ...
 
-    def handler(self, function: Any = _UNSET) -> Any:
+    def handler(self, function: Any = UNSET) -> Any:
         """Register the handler, and return it unchanged. Use it as a decorator, with or without parentheses.
 
         It is called as ``handler(payload, ctx)``. An ``async def`` runs in the event loop; a plain ``def`` in a
@@ -251,7 +247,7 @@ class Consumer(Generic[C, R]):
             ConfigurationError: there is a handler already, the payload type cannot be decoded, it cannot be called
                 with two arguments by position, or it is a generator function, which would never run.
         """
-        if function is _UNSET:
+        if function is UNSET:
             return self.handler
         self._refuse_second_handler()
         check_handler(function)
@@ -292,7 +288,7 @@ class Consumer(Generic[C, R]):
             self._refuse_second_handler()
             check_batch_function(function)
             wanted = self._settings.payload
-            self._decode = self._decoder_for(element_type_of(function) if wanted is _UNSET else wanted)
+            self._decode = self._decoder_for(element_type_of(function) if wanted is UNSET else wanted)
             self._handler = BatchHandler(function, size=size, wait=wait)
             return function
 
@@ -309,8 +305,8 @@ class Consumer(Generic[C, R]):
     def _decoder_of(self, function: Any) -> Decoder:
         wanted = self._settings.payload
         if (router := router_of(function)) is None:
-            return self._decoder_for(payload_type_of(function) if wanted is _UNSET else wanted)
-        if wanted is not _UNSET:
+            return self._decoder_for(payload_type_of(function) if wanted is UNSET else wanted)
+        if wanted is not UNSET:
             text = "Consumer(payload=...) is for one handler; say it of each: @router.handler(kind, payload=...)"
             raise ConfigurationError(text)
         if (on_error := self._settings.on_error) is not None:

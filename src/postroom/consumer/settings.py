@@ -57,7 +57,7 @@ class Settings(Generic[C, R]):
     """The queue as it was named, or the title of several."""
     resolver: Callable[[Message], C | Awaitable[C]] | None
     resources: Provider[C, R] | ResourcePool[C, R] | None
-    cleanup: Callable[[R], Awaitable[object]] | UnsetType | None
+    cleanup: Callable[[R], Awaitable[object] | None] | UnsetType | None
     unwrap: Unwrapping | None
     payload: Any
     ack: AckMode

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
+from msgspec import UNSET
+
 from postroom.consumer import Consumer
 from postroom.consumer.callables import is_async, name_of
+from postroom.consumer.routing import router_of
 from postroom.inspection.annotations import differ, expected_by, functions_of, opened_by, resolved_context, shown
 from postroom.inspection.findings import Deployment, Finding, error, ok, unknown, warning
 from postroom.options import MAX_VISIBILITY, Visibility
-from postroom.payloads import payload_type_of
+from postroom.payloads import Decoder, payload_type_of
 from postroom.resources import ResourcePool
 
 _MARGIN: Final = 2.0
@@ -47,8 +50,10 @@ def _handler(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Itera
 
 def _types(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Iterator[Finding]:
     """Say what the payload is validated against, and whether the context is the one that the handler expects."""
-    payload = payload_type_of(handler)
-    if payload in (object, Any, dict):
+    payload = _payload_of(consumer, handler)
+    if isinstance(payload, Decoder):
+        yield ok("payload", f"decoded by {type(payload).__name__}")
+    elif payload in (object, Any, dict):
         text = "the payload is decoded JSON that no type validates"
         yield warning("payload", text, "annotate the handler's first parameter with a dataclass, Struct or model")
     else:
@@ -62,6 +67,14 @@ def _types(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Iterato
         else:
             yield ok("context", f"{shown(given)}, as the handler expects")
     yield from _resources(consumer, resources)
+
+
+def _payload_of(consumer: Consumer[Any, Any], handler: Callable[..., Any]) -> Any:
+    """Return what ``payload=`` says of a handler, and otherwise its annotation."""
+    if (router := router_of(consumer.handles)) is not None:
+        return next(route.payload_type for route in router.routes if route.function is handler)
+    payload = consumer.settings.payload
+    return payload_type_of(handler) if payload is UNSET else payload
 
 
 def _resources(consumer: Consumer[Any, Any], expected: Any) -> Iterator[Finding]:

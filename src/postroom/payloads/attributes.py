@@ -24,7 +24,8 @@ from postroom.display import display_key
 from postroom.errors import ConfigurationError, ContextError, MissingAttribute
 from postroom.message import Message, MessageAttribute, names_of
 from postroom.payloads.decoder import Unwrap, unwrapped
-from postroom.payloads.problems import unaliased
+from postroom.payloads.generics import arguments_of, filled_in
+from postroom.payloads.problems import type_name, unaliased
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -365,6 +366,11 @@ def context_from_attributes(cls: type[T_co], *, unwrap: Unwrap | None = None) ->
 
 
 def _checked_hints(cls: Any) -> dict[str, Any]:
+    if isinstance(typing.get_origin(cls), type):
+        raise ConfigurationError(
+            f"context={type_name(cls)} is a class with types in brackets: derive a class from it, as "
+            f"`class Context({type_name(cls)}): ...`, and pass that"
+        )
     if not inspect.isclass(cls):
         raise ConfigurationError(f"context={cls!r} is no class: context_from_attributes takes a frozen dataclass")
     name = cls.__name__
@@ -380,9 +386,24 @@ def _checked_hints(cls: Any) -> dict[str, Any]:
             "make it @dataclass(frozen=True), a msgspec Struct with frozen=True, or a NamedTuple"
         )
     try:
-        return typing.get_type_hints(cls, include_extras=True)
+        hints = _filled_hints(cls)
     except Exception as error:
         raise ConfigurationError(f"the annotations of context={name} cannot be read ({error})") from error
+    for field, hint in hints.items():
+        # One with a default is left out: the class gets that.
+        if (hint is dataclasses.InitVar or isinstance(hint, dataclasses.InitVar)) and not hasattr(cls, field):
+            raise ConfigurationError(
+                f"field {field!r} of context={name} is an InitVar, which the context does not keep: make it a field, "
+                "or give it a default"
+            )
+    return hints
+
+
+def _filled_hints(cls: Any) -> dict[str, Any]:
+    """Return the annotations of a class, those of generic bases with the types that it was derived with."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    homes = {field: base for base in reversed(cls.__mro__) for field in inspect.get_annotations(base)}
+    return {field: filled_in(hint, arguments_of(cls, homes[field], {})) for field, hint in hints.items()}
 
 
 def _is_named_tuple(cls: Any) -> bool:
@@ -406,17 +427,15 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 def _field(cls: type, name: str, hint: Any, noted: Any, *, required: bool) -> _Field:
     where = f"field {name!r} of context={cls.__name__}"
     note = _Note(noted) if isinstance(noted, str) else noted
-    hint = unaliased(hint)
-    if typing.get_origin(hint) is typing.Annotated:
-        hint, *extras = typing.get_args(hint)
-        for extra in extras:
-            if _is_note(extra):
-                note = extra.metadata[_NOTE]
-                if extra.default is not dataclasses.MISSING:
-                    raise ConfigurationError(f"{where}: write the default behind the annotation, not in attribute()")
+    kind, extras = _taken_apart(hint)
+    for extra in extras:
+        if _is_note(extra):
+            note = extra.metadata[_NOTE]
+            if extra.default is not dataclasses.MISSING:
+                raise ConfigurationError(f"{where}: write the default behind the annotation, not in attribute()")
     note = note if isinstance(note, _Note) else _Note()
     camel = camel_case(name) if note.name is None else name
-    return _Field(name, note.name or name, camel if camel != name else None, required, _check(hint, note, where))
+    return _Field(name, note.name or name, camel if camel != name else None, required, _check(kind, note, where))
 
 
 def _is_note(extra: Any) -> bool:
@@ -429,8 +448,7 @@ def camel_case(name: str) -> str:
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _check(hint: Any, note: _Note, where: str) -> _Check:
-    kind = _plain(hint)
+def _check(kind: Any, note: _Note, where: str) -> _Check:
     if kind is str:
         return _text_check(note, where)
     if note.pattern is not None or note.choices is not None:
@@ -439,7 +457,8 @@ def _check(hint: Any, note: _Note, where: str) -> _Check:
         return _CHECKS[kind]
     if typing.get_origin(kind) is typing.Literal:
         # By its spelling: attributes are texts, and `Literal[1]` is sent as "1".
-        return _choice_check({_spelt(value): value for value in typing.get_args(kind)}, where)
+        values = [value for value in typing.get_args(kind) if value is not None]
+        return _choice_check({_spelt(_plain_value(value)): value for value in values}, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _choice_check({_spelt(member.value): member for member in kind}, where)
     raise ConfigurationError(
@@ -447,14 +466,25 @@ def _check(hint: Any, note: _Note, where: str) -> _Check:
     )
 
 
-def _plain(hint: Any) -> Any:
-    """Strip names of types, NewType and ``| None``: an attribute that is there has a value."""
-    hint = unaliased(getattr(unaliased(hint), "__supertype__", hint))
-    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        members = [member for member in typing.get_args(hint) if member is not types.NoneType]
-        if len(members) == 1:
-            return _plain(members[0])
-    return hint
+def _taken_apart(hint: Any) -> tuple[Any, list[Any]]:
+    """Return a hint without names of types, NewType and ``| None``, and its notes, the outermost last.
+
+    ``| None`` says nothing: an attribute that is there has a value.
+    """
+    notes: list[Any] = []
+    while True:
+        hint = unaliased(hint)
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        members = [member for member in arguments if member is not types.NoneType]
+        if origin is typing.Annotated:
+            hint, *extras = arguments
+            notes = extras + notes
+        elif origin in {typing.Union, types.UnionType} and len(members) == 1:
+            hint = members[0]
+        elif hasattr(hint, "__supertype__"):
+            hint = hint.__supertype__
+        else:
+            return hint, notes
 
 
 def _text_check(note: _Note, where: str) -> _Check:

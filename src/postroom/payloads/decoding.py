@@ -57,7 +57,7 @@ def decoder_for(payload_type: Any, *, rename: Rename | None = None, unwrap: Unwr
 
 
 def _decoder(payload_type: Any, rename: Rename | None) -> Decoder:
-    plain = _without_notes(payload_type)
+    plain = without_notes(payload_type)
     if isinstance(plain, Decoder):
         special: Decoder | None = plain if isinstance(plain, _OURS) else GuardedDecoder(plain, None)
     else:
@@ -83,14 +83,14 @@ _OURS = (JsonDecoder, GuardedDecoder, MessageDecoder, TextDecoder, BytesDecoder)
 _SPECIAL: dict[type, Decoder] = {Message: MessageDecoder(), str: TextDecoder(), bytes: BytesDecoder()}
 
 
-def _without_notes(payload_type: Any) -> Any:
-    """Drop names of types, and ``Annotated`` notes that neither msgspec nor pydantic reads."""
+def without_notes(payload_type: Any) -> Any:
+    """Return a type without names of types, and without ``Annotated`` notes that neither msgspec nor pydantic reads."""
     payload_type = unaliased(payload_type)
     if typing.get_origin(payload_type) is not typing.Annotated:
         return payload_type
     inner, *notes = typing.get_args(payload_type)
     heard = _PYDANTIC | {"msgspec"}
-    return payload_type if any(_package(type(note)) in heard for note in notes) else _without_notes(inner)
+    return payload_type if any(_package(type(note)) in heard for note in notes) else without_notes(inner)
 
 
 def _is_instance(payload_type: Any) -> bool:
@@ -117,7 +117,9 @@ def _mentions_pydantic(kind: Any, seen: dict[int, Any]) -> bool:
     if typing.get_origin(kind) is typing.Annotated:
         inner, *notes = typing.get_args(kind)
         return any(_package(type(note)) in _PYDANTIC for note in notes) or _mentions_pydantic(inner, seen)
-    parts = [typing.get_origin(kind), *typing.get_args(kind)]
+    parts = [typing.get_origin(kind), *typing.get_args(kind), getattr(kind, "__supertype__", None)]
+    if isinstance(kind, typing.TypeVar):  # decoded as its bound, or as one of its constraints
+        parts += [kind.__bound__, *kind.__constraints__]
     if inspect.isclass(kind):
         if _package(kind) in _PYDANTIC or hasattr(kind, "__get_pydantic_core_schema__"):
             return True

@@ -13,8 +13,9 @@ import msgspec
 
 from postroom.errors import ConfigurationError
 from postroom.message import Message
-from postroom.payloads.decoding import mentions_pydantic
-from postroom.payloads.problems import type_name, unaliased
+from postroom.payloads.decoder import Decoder
+from postroom.payloads.decoding import mentions_pydantic, without_notes
+from postroom.payloads.problems import type_name
 from postroom.payloads.renaming import Rename
 
 Encode = Callable[[Any], str]
@@ -60,11 +61,19 @@ def encoder_for(payload_type: Any, *, rename: Rename | None = None) -> Encode:
         raise ConfigurationError(f'encoder_for(rename=...) takes "camel" or None; got {rename!r}')
     if rename is not None:
         return lambda payload: to_json(_camelled(payload))
-    if unaliased(payload_type) in (str, bytes, Message) or not mentions_pydantic(payload_type):
+    plain = without_notes(payload_type)
+    if isinstance(plain, Decoder) or (isinstance(plain, type) and issubclass(plain, (str, bytes, Message))):
         return encode_payload
+    if not mentions_pydantic(payload_type):
+        return _encode_json
     from postroom.payloads.models import model_encoder  # noqa: PLC0415 - pydantic is an extra
 
     return model_encoder(payload_type)
+
+
+def _encode_json(payload: Any) -> str:
+    """Write a payload of a type that is decoded from JSON: also if it is a text."""
+    return to_json(payload) if isinstance(payload, str | bytes) else encode_payload(payload)
 
 
 def _encoder_of(kind: type[Any]) -> Encode:

@@ -5,10 +5,16 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
+
+from typing_extensions import NoDefault
 
 from postroom.errors import ConfigurationError
+from postroom.payloads.generics import arguments_of, filled_in, variables_of
 from postroom.payloads.problems import unaliased
+
+_PLACES: Final = frozenset({inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
+_CONTEXTS: Final = frozenset({"MessageContext", "BatchContext"})
 
 
 def payload_type_of(handler: Callable[..., Any]) -> Any:
@@ -25,31 +31,56 @@ def payload_type_of(handler: Callable[..., Any]) -> Any:
     name = getattr(handler, "__qualname__", None) or repr(handler)
     if isinstance(handler, type):
         raise ConfigurationError(f"handler {name} is a class: register an instance of it, {name}(...)")
-    parameter = _first_parameter(handler, name)
+    parameter = _payload_parameter(handler, name)
     if parameter.annotation is inspect.Parameter.empty:
         return object
     wanted = unaliased(_evaluated(parameter.annotation, handler, name))
-    return _filled_in(wanted, _given(handler)) if _variables_of(wanted) else wanted
+    if isinstance(wanted, typing.ParamSpecArgs):
+        raise ConfigurationError(
+            f"the decorator around handler {name} hides its parameters: use functools.wraps in the decorator, or say "
+            "payload=... where you make the consumer"
+        )
+    return _of_its_class(wanted, handler, name) if variables_of(wanted) else wanted
 
 
-def _first_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
+def _payload_parameter(handler: Callable[..., Any], name: str) -> inspect.Parameter:
+    """Return the first parameter, or the one before the context, if a decorator gives the function more arguments."""
     try:
-        parameters = inspect.signature(handler).parameters.values()
+        parameters = list(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError, NameError) as error:
         raise ConfigurationError(
             f"the parameters of handler {name} cannot be read ({error}): say payload=... where you make the consumer"
         ) from error
-    first = next(iter(parameters), None)
-    if first is None or first.kind in {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
+    if not parameters or parameters[0].kind in {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
         raise ConfigurationError(f"handler {name} takes no payload: write it as `async def {name}(payload, ctx)`")
-    return first
+    places = [each for each in parameters if each.kind in _PLACES]
+    context = next((place for place, each in enumerate(places) if _is_context_of(handler, each.annotation)), None)
+    if context is None and sum(each.default is inspect.Parameter.empty for each in places) > 2:
+        raise ConfigurationError(
+            f"handler {name} takes more than a payload and a context: annotate the context behind the payload as "
+            "`ctx: MessageContext[...]`, or say payload=... where you make the consumer"
+        )
+    return parameters[0] if context is None else places[max(0, context - 1)]
+
+
+def is_context(annotation: Any) -> bool:
+    """Return whether an annotation is that of a handler's context; one that is text is read as it is spelt."""
+    if isinstance(annotation, str):
+        return annotation.partition("[")[0].rpartition(".")[2] in _CONTEXTS
+    kind = typing.get_origin(annotation) or annotation
+    return isinstance(kind, type) and kind.__name__ in _CONTEXTS
+
+
+def _is_context_of(handler: Callable[..., Any], annotation: Any) -> bool:
+    try:
+        return is_context(unaliased(_hint(annotation, handler)))
+    except Exception:  # it exists for type checkers only
+        return is_context(annotation)
 
 
 def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
-    function = _function(handler)
-    holder = types.SimpleNamespace(__annotations__={"payload": annotation})
     try:
-        names = typing.get_type_hints(holder, _globals(function), _locals(function), include_extras=True)
+        return _hint(annotation, handler)
     except Exception as error:
         shown = annotation if isinstance(annotation, str) else repr(annotation)
         raise ConfigurationError(
@@ -57,7 +88,12 @@ def _evaluated(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
             "Import it outside `if TYPE_CHECKING:` and define it outside functions, or say payload=... where you make "
             "the consumer"
         ) from error
-    return names["payload"]
+
+
+def _hint(annotation: Any, handler: Callable[..., Any]) -> Any:
+    function = _function(handler)
+    holder = types.SimpleNamespace(__annotations__={"payload": annotation})
+    return typing.get_type_hints(holder, _globals(function), _locals(function), include_extras=True)["payload"]
 
 
 def _function(handler: Any) -> Any:
@@ -77,42 +113,48 @@ def _function(handler: Any) -> Any:
             return handler
 
 
-def _variables_of(hint: Any) -> tuple[Any, ...]:
-    return (hint,) if isinstance(hint, typing.TypeVar) else getattr(hint, "__parameters__", ())
+def _of_its_class(hint: Any, handler: Any, name: str) -> Any:
+    """Return an annotation with types in the places of the variables of the class that the handler is a method of.
 
-
-def _filled_in(hint: Any, given: dict[Any, Any]) -> Any:
-    """Return an annotation with types in the places of its type variables, as far as they are known."""
-    if isinstance(hint, typing.TypeVar):
-        return given.get(hint, hint)
-    variables = _variables_of(hint)
-    return hint[tuple(given.get(each, each) for each in variables)] if given.keys() & {*variables} else hint
-
-
-def _given(handler: Any) -> dict[Any, Any]:
-    """Return what the type variables of a method stand for: ``Base[Order]``, or a class that is derived from it."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    ``Base[Order]()`` says them, or a class that is derived from ``Base[Order]``. A variable of a function alone stays.
+    """
+    handler = _within(handler)
     owner: Any = handler.__self__ if inspect.ismethod(handler) else handler
-    kind = cast("Any", type(owner))
-    name = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
-    home = next((each for each in kind.__mro__ if name in vars(each)), None)
+    kind = cast("Any", owner if isinstance(owner, type) else type(owner))
+    method = getattr(handler, "__name__", "") if inspect.ismethod(handler) else "__call__"
+    home = next((each for each in kind.__mro__ if method in vars(each)), None)
+    if home is None:
+        return hint
     made = typing.get_args(getattr(owner, "__orig_class__", None))
-    return {} if home is None else _arguments(kind, home, dict(zip(_variables_of(kind), made, strict=False)))
+    known = arguments_of(kind, home, dict(zip(variables_of(kind), made, strict=False)))
+    asked = [each for each in variables_of(home) if each in variables_of(hint)]
+    return filled_in(hint, {each: _closed(known.get(each, each), kind, name) for each in asked})
 
 
-def _arguments(kind: Any, home: type, given: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what the type variables of a base class stand for, from what those of a class stand for."""
-    if kind is home:
-        return given
-    own = cast("dict[str, Any]", vars(kind))
-    bases = cast("tuple[Any, ...]", own.get("__orig_bases__", kind.__bases__))
-    for base in bases:
-        origin: Any = typing.get_origin(base) or base
-        if isinstance(origin, type) and issubclass(origin, home):
-            types_ = [_filled_in(each, given) for each in typing.get_args(base)]
-            return _arguments(origin, home, dict(zip(_variables_of(origin), types_, strict=False)))
-    return {}
+def _closed(hint: Any, kind: Any, name: str) -> Any:
+    """Return a type with the defaults of variables that nothing has filled in; those with a bound are decoded as it."""
+    for variable in variables_of(hint):
+        default = getattr(variable, "__default__", NoDefault)
+        if default is not NoDefault:
+            hint = filled_in(hint, {variable: _closed(default, kind, name)})
+        elif variable.__bound__ is None and not variable.__constraints__:
+            raise ConfigurationError(
+                f"handler {name} does not say its payload type: {kind.__name__} leaves {variable.__name__} open, or "
+                f"does not keep it, as a class that is frozen or has slots. Derive a class from {kind.__name__}[...], "
+                "or say payload=... where you make the consumer"
+            )
+    return hint
+
+
+def _within(handler: Any) -> Any:
+    """Return the method or object that the payload is asked for by, without what is around it."""
+    while True:
+        if isinstance(handler, functools.partial):
+            handler = handler.func
+        elif not inspect.ismethod(handler) and hasattr(handler, "__wrapped__"):
+            handler = handler.__wrapped__
+        else:
+            return handler
 
 
 def _globals(function: Any) -> dict[str, Any]:

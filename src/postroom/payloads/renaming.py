@@ -48,7 +48,7 @@ class _Renaming:
 
     def form(self, kind: Any) -> tuple[Any, Build | None]:
         """Return the wire form of any type, and how to build the type from it."""
-        if (meant := unaliased(kind)) is not kind:
+        if (meant := unaliased(getattr(kind, "__supertype__", kind))) is not kind:
             return self._aliased(kind, meant)
         if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return self._dataclass(kind)

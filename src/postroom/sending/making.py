@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_origin
 
 import msgspec
 
@@ -51,7 +51,7 @@ class ContextWriter:
         self._resolvers: dict[type[Any], AttributeResolver[Any]] = {}
         self._function: Callable[[Any], Mapping[str, str]] | None = None
         self._group = group
-        if isinstance(context, type):
+        if isinstance(get_origin(context) or context, type):
             self._resolvers[cast("type[Any]", context)] = context_from_attributes(cast("type[Any]", context))
             self._only = True
         else:

@@ -63,7 +63,7 @@ async def deliver(
     consumer: Consumer[C, R],
     payload: Any,
     *,
-    context: Any = _UNSET,
+    context: C = _UNSET,
     resources: Any = _UNSET,
     attributes: Mapping[str, str] = {},
     group: str | None = None,

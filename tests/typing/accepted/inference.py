@@ -58,11 +58,23 @@ async def struct_database(tenant: TenantStruct) -> AsyncGenerator[Pool]:
     yield Pool()
 
 
+@asynccontextmanager
+async def sized(tenant: Tenant, connections: int) -> AsyncGenerator[Pool]:
+    yield Pool()
+
+
+async def open_named(name: str) -> Pool:
+    return Pool()
+
+
 async def open_database(tenant: Tenant) -> Pool:
     return Pool()
 
 
 async def close_database(pool: Pool) -> None: ...
+
+
+def close_at_once(pool: Pool) -> None: ...
 
 
 class Manager:
@@ -87,9 +99,12 @@ assert_type(Consumer("q", context=Tenant, resources=database), Consumer[Tenant, 
 assert_type(Consumer("q", context=TenantStruct, resources=struct_database), Consumer[TenantStruct, Pool])
 assert_type(Consumer("q", context=TenantTuple), Consumer[TenantTuple, None])
 assert_type(Consumer("q", context=Tenant, resources=open_database, cleanup=close_database), Consumer[Tenant, Pool])
+assert_type(Consumer("q", context=Tenant, resources=open_database, cleanup=close_at_once), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=look_up, resources=open_database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Manager().database), Consumer[Tenant, Pool])
 assert_type(Consumer("q", context=tenant_of, resources=Database), Consumer[Tenant, Database])
+assert_type(Consumer("q", context=Tenant, resources=lambda tenant: sized(tenant, 4)), Consumer[Tenant, Pool])
+assert_type(Consumer("q", context=tenant_of, resources=lambda one: open_named(one.region)), Consumer[Tenant, Pool])
 
 # A pool of one's own.
 databases = ResourcePool(database)

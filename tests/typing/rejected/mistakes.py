@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from postroom import Consumer, Message, MessageContext, ResourcePool
+from postroom.testing import deliver
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ async def database(tenant: Tenant) -> AsyncGenerator[Pool]:
     yield Pool()
 
 
+@asynccontextmanager
+async def sized(tenant: Tenant, connections: int) -> AsyncGenerator[Pool]:
+    yield Pool()
+
+
 async def open_database(tenant: Tenant) -> Pool:
     return Pool()
 
@@ -65,6 +71,7 @@ async def close_number(number: int) -> None: ...
 
 
 orders = Consumer("q", context=tenant_of, resources=database)
+by_lambda = Consumer("q", context=Tenant, resources=lambda tenant: sized(tenant, 4))
 no_resources = Consumer("q", context=tenant_of)
 bare = Consumer("q")
 databases = ResourcePool(database)
@@ -90,6 +97,10 @@ async def other_resources(order: Order, ctx: MessageContext[Tenant, int]) -> Non
 
 @orders.handler  # E: mypy(arg-type) pyright(reportArgumentType)
 async def other_context(order: Order, ctx: MessageContext[Customer, Pool]) -> None: ...
+
+
+@by_lambda.handler  # E: mypy(arg-type) pyright(reportArgumentType)
+async def other_context_than_of_a_lambda(order: Order, ctx: MessageContext[Customer, Pool]) -> None: ...
 
 
 @no_resources.handler  # E: mypy(arg-type) pyright(reportArgumentType)
@@ -130,3 +141,7 @@ orders.adjust(8)  # E: mypy(arg-type) pyright(reportArgumentType)
 async def settled_wrongly(ctx: MessageContext[Tenant, Pool]) -> None:
     await ctx.extend("60")  # E: mypy(arg-type) pyright(reportArgumentType)
     await ctx.ack(1)  # E: mypy(call-arg) pyright(reportCallIssue)
+
+
+async def delivered_to_another_tenant() -> None:
+    await deliver(orders, Order(), context=Customer(""))  # E: mypy(misc) pyright(reportArgumentType)

@@ -1,11 +1,12 @@
 """Batches: of one tenant, up to a size or a time, each message settled by itself, whatever happens to the others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import pytest
+from typing_extensions import TypeAliasType
 
 from postroom import (
     AckMode,
@@ -26,6 +27,7 @@ from postroom import (
     Visibility,
     current_message,
 )
+from postroom.consumer.batching import element_type_of
 from postroom.events import Event, HandlerFinished
 from support.world import Database, Databases, Order, Tenant, World, with_world
 
@@ -348,6 +350,21 @@ def test_mistakes_are_told_when_it_is_registered(options: dict[str, Any], functi
     """With what to write instead."""
     with pytest.raises(ConfigurationError, match=text):
         Consumer("orders", context=Tenant).batch_handler(**options)(function)
+
+
+T = TypeVar("T")
+Page = TypeAliasType("Page", list[T], type_params=(T,))
+Pages = TypeAliasType("Pages", Page[Order])
+
+
+@pytest.mark.parametrize("annotation", [Page[Order], Pages, Annotated[Page[Order], "a note"], Sequence[Order]])
+def test_a_list_may_have_a_name_and_notes(annotation: Any) -> None:
+    """It says of what it is a list all the same."""
+
+    async def store(payloads: Any, batch: Any) -> None: ...
+
+    store.__annotations__["payloads"] = annotation
+    assert element_type_of(store) is Order
 
 
 def test_a_place_that_is_none_is_refused() -> None:

@@ -112,6 +112,10 @@ class Service:
 
     decorated = passing_async(handle)
 
+    @functools.singledispatchmethod
+    def dispatched(self, payload: Any, ctx: Any) -> None:
+        """Handle by the payload's type."""
+
 
 class Called:
     """An object that is called."""
@@ -161,6 +165,7 @@ REFUSED = {
     "method that is not bound": (Service.handle, r"consumer\.handler\(service\.handle\)"),
     "method that is not bound, of two": (Service.short, "not bound"),
     "decorated method that is not bound": (Service.decorated, "not bound"),
+    "bound method that dispatches": (Service().dispatched, "singledispatchmethod: register a method"),
     "classmethod object": (vars(Service)["of_class"], "register it after the class"),
     "decorated one parameter": (passing(one), "cannot be called"),
     "generator": (generator, "generator function"),

@@ -29,6 +29,7 @@ from postroom.consumer.callables import name_of
 from postroom.datasources import sqlite_database
 from postroom.inspection import Deployment, Finding, Level, Report, inspect_consumer
 from postroom.local import LocalBroker
+from postroom.payloads import decoder_for
 from postroom.transports import EntryFailure, RedrivePolicy
 from postroom.transports.memory import MemoryClient
 from postroom.transports.protocol import QueueInfo
@@ -78,6 +79,22 @@ async def test_a_good_consumer_has_nothing_to_change() -> None:
     assert of(report.findings, "payload") == [("ok", "validated as Order")]
     assert of(report.findings, "context") == [("ok", "Tenant, as the handler expects")]
     assert of(report.findings, "stop") == [("ok", "up to 25 s of the 30 s of grace")]
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"), [(Order, "validated as Order"), (decoder_for(Order), "decoded by JsonDecoder")]
+)
+@pytest.mark.parametrize("routed", [False, True])
+async def test_what_is_said_of_a_payload_counts_and_not_the_annotation(payload: Any, found: str, routed: bool) -> None:
+    """``payload=`` is there for annotations that exist for type checkers only."""
+
+    async def handle(order: "Missing", ctx: Any) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+    router: Router[Any, Any] = Router(by_attribute("kind"))
+    router.handler("order", payload=payload)(handle)
+    made = Consumer("orders") if routed else Consumer("orders", payload=payload)
+    made.handler(router if routed else handle)
+    assert of((await offline(made)).findings, "payload") == [("ok", found)]
 
 
 async def test_a_consumer_without_a_handler_is_an_error() -> None:

@@ -5,7 +5,7 @@ import enum
 import traceback
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, NewType
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import msgspec
 import pytest
@@ -18,7 +18,10 @@ from postroom.payloads import SAFE_ID, attribute, context_from_attributes
 SECRET = "s3cr3t 4711"
 TENANT = "message attribute 'tenant_id' or 'tenantId'"
 TenantId = NewType("TenantId", str)
+OwnerId = NewType("OwnerId", TenantId)
 ParentId = TypeAliasType("ParentId", str)
+Home = TypeAliasType("Home", Annotated[str, attribute("home", choices=["eu", "us"])])
+MaybeHome = TypeAliasType("MaybeHome", Home | None)
 
 
 class Region(enum.Enum):
@@ -89,6 +92,76 @@ def test_fields_are_found_by_their_name_or_its_camel_case(cls: Callable[..., Any
     assert resolve(message(**{name: "tenant-a", "region": "us-east-1", "other": "x"})) == cls("tenant-a", "us-east-1")
 
 
+R = TypeVar("R")
+K = TypeVar("K")
+
+
+@dataclasses.dataclass(frozen=True)
+class Based(Generic[R]):
+    """Leaves the type of a field to those that are derived from it."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class BasedStruct(msgspec.Struct, Generic[R], frozen=True):
+    """The same as a Struct."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class BasedTuple(NamedTuple, Generic[R]):
+    """The same as a NamedTuple."""
+
+    tenant_id: str
+    region: R | None = None
+
+
+class OfRegion(Based[Region]):
+    """Says it."""
+
+
+class OfRegionStruct(BasedStruct[Region], frozen=True):
+    """Says it."""
+
+
+class OfRegionTuple(BasedTuple[Region]):
+    """Says it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed(Based[K], Generic[K, R]):
+    """Says it with a variable of its own, and uses the name of the other again."""
+
+    plan: Annotated[R, attribute("tier")] | None = None
+
+
+class Deep(Keyed[Region, Tier]):
+    """Says it two classes above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Based[Tier]):
+    """Says another type itself."""
+
+    region: Region | None = None  # type: ignore[assignment] # that is what is tested
+
+
+@pytest.mark.parametrize("cls", [OfRegion, OfRegionStruct, OfRegionTuple, Changed, Deep])
+def test_the_fields_of_a_generic_class_have_the_types_that_it_was_derived_with(cls: Any) -> None:
+    """The class itself has variables in their places, which no attribute can fill."""
+    resolve: Any = context_from_attributes(cls)
+    assert resolve(message(tenantId="t-1", region="eu-west-1")) == cls("t-1", Region.EU)
+    refuse(cls, tenantId="t-1", region="1")
+
+
+def test_the_types_of_a_generic_class_are_those_of_the_class_that_names_the_variable() -> None:
+    """Two classes may call theirs the same."""
+    made = context_from_attributes(Deep)(message(tenantId="t-1", region="eu-west-1", tier="1"))
+    assert made == Deep("t-1", Region.EU, Tier.PAID)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Everything:
     """A context with every kind of field."""
@@ -134,6 +207,31 @@ def test_every_kind_of_field_gets_its_own_type() -> None:
         owner=TenantId("o-1"),
     )
     assert (type(context.shard), type(context.active), type(context.version)) == (int, bool, int)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (Home, "eu", "eu"),
+        (Home | None, "eu", "eu"),
+        (MaybeHome, "eu", "eu"),
+        (Annotated[MaybeHome, attribute("home", pattern="..")], "xx", "xx"),
+        (Annotated[TenantId, attribute("home")] | None, "t-1", "t-1"),
+        (OwnerId, "o-1", "o-1"),
+        (OwnerId | None, "o-1", "o-1"),
+        (Literal["eu", None], "eu", "eu"),  # noqa: PYI061 - that is what is tested
+        (Literal[Region.EU], "eu-west-1", Region.EU),
+        (Literal[Tier.PAID] | None, "1", Tier.PAID),
+    ],
+)
+def test_a_field_may_be_none_and_have_names_for_its_type(annotation: Any, value: str, expected: object) -> None:
+    """What ``attribute()`` says of the type counts wherever it stands; a context is written as it is read."""
+    cls = dataclasses.make_dataclass("Made", [("home", annotation)], frozen=True)
+    resolve: Any = context_from_attributes(cls)
+    context = resolve(message(home=value))
+    assert context == cls(expected)
+    assert resolve.write(context) == {"home": value}
+    refuse(cls, home=SECRET)
 
 
 def test_fields_with_defaults_take_the_attribute_when_it_is_there() -> None:
@@ -402,6 +500,17 @@ class Unhashable:
     __hash__ = None  # type: ignore[assignment] # that is what is tested
 
 
+def test_a_parameter_with_a_default_is_no_field() -> None:
+    """It is not read, and the class makes of it what it likes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Checked:
+        tenant: str
+        strict: dataclasses.InitVar[bool] = True
+
+    assert context_from_attributes(Checked)(message(tenant="t-1", strict="false")) == Checked("t-1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Empty:
     """A context that is the same for all tenants."""
@@ -418,6 +527,8 @@ class Empty:
         (Region, "make it a frozen dataclass"),
         (Empty, "has no fields"),
         ("Tenant", "is no class"),
+        (Based[Region], r"context=Based\[Region\] is a class with types in brackets: derive a class"),
+        (BasedTuple[Region], r"derive a class"),
     ],
 )
 def test_a_class_that_cannot_be_a_key_is_refused_at_construction(cls: Any, hint: str) -> None:
@@ -439,6 +550,8 @@ def test_a_class_that_cannot_be_a_key_is_refused_at_construction(cls: Any, hint:
         (Annotated[str, attribute(choices=["a", None])], "choices must be texts"),  # type: ignore[list-item]
         (Literal[1, True], "differ from each other"),
         (Literal["a", b"a"], "choices must be texts"),
+        (dataclasses.InitVar[str], "is an InitVar"),
+        (dataclasses.InitVar, "is an InitVar"),
         ("Nowhere", "cannot be read"),
     ],
 )

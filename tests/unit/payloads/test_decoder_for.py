@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -340,6 +340,9 @@ class WireLine:
     how_many: int = 1
 
 
+NewLine = NewType("NewLine", WireLine)
+
+
 @dataclasses.dataclass
 class WireOrder:
     """A dataclass that is in camel case in JSON, with dataclasses in every kind of container."""
@@ -352,6 +355,7 @@ class WireOrder:
     all_lines: tuple[WireLine, ...] = ()
     line_or_text: Sequence[WireLine] | str = "none"
     noted_line: Annotated[WireLine, "a note"] | None = None
+    new_line: NewLine | None = None
     shout_id: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -368,9 +372,10 @@ class TestRename:
         """Decode a WireOrder from camel case."""
         return decoder_for(WireOrder, rename="camel")(message(body))
 
-    def test_a_name_of_a_type_is_that_type(self) -> None:
-        """Of a ``type`` statement, with which Python 3.12 names unions."""
-        decoder = decoder_for(TypeAliasType("Maybe", WireLine | None), rename="camel")
+    @pytest.mark.parametrize("name", [TypeAliasType("Maybe", WireLine | None), NewLine])
+    def test_a_name_of_a_type_is_that_type(self, name: Any) -> None:
+        """Of a ``type`` statement, with which Python 3.12 names unions, or of a NewType."""
+        decoder = decoder_for(name, rename="camel")
         assert decoder(message('{"unitPrice": 1.10}')) == WireLine(Decimal("1.10"))
 
     def test_a_name_of_a_type_that_contains_itself_is_refused(self) -> None:
@@ -390,7 +395,7 @@ class TestRename:
         line, made = '{"unitPrice": 1.10, "howMany": 3}', WireLine(Decimal("1.10"), 3)
         body = f"""{{"orderId": "o", "orderLines": [{line}], "bestLine": {line}, "byName": {{"some_name": {line}}},
             "firstTwo": [{line}, 7], "allLines": [{line}, {{"unitPrice": 2}}], "lineOrText": [{line}],
-            "notedLine": {line}}}"""
+            "notedLine": {line}, "newLine": {line}}}"""
         order = self.decode(body)
         assert order == WireOrder(
             order_id="o",
@@ -401,6 +406,7 @@ class TestRename:
             all_lines=(made, WireLine(Decimal(2))),
             line_or_text=[made],
             noted_line=made,
+            new_line=NewLine(made),
         )
         assert str(order.best_line.unit_price) == "1.10"
         assert order.shout_id == "O"

@@ -1,15 +1,18 @@
 """The payload type comes from the first parameter of whatever is registered as a handler."""
 
+import dataclasses
 import functools
 import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 import pytest
 from typing_extensions import TypeAliasType
+from typing_extensions import TypeVar as DefaultTypeVar
 
+from postroom import BatchContext, MessageContext
 from postroom.errors import ConfigurationError
 from postroom.payloads import payload_type_of
 
@@ -19,6 +22,9 @@ assert _SPEC.loader is not None
 later: Any = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = later  # dataclasses look their module up
 _SPEC.loader.exec_module(later)
+
+
+P = ParamSpec("P")
 
 
 class Order:
@@ -71,6 +77,40 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate as dependency injection does: one more argument comes first."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return await function(Order(), *args, **kwargs)
+
+    return wrapper
+
+
+Context: TypeAlias = "MessageContext[Any]"
+
+
+async def session_first(session: int, order: Order, ctx: MessageContext[Any]) -> None:
+    """Take something that a decorator gives."""
+
+
+async def session_quoted(session: int, order: Order, ctx: "messages.MessageContext[a.B]") -> None:  # type: ignore[name-defined] # noqa: F821
+    """Have a context that exists for type checkers only."""
+
+
+async def session_named(session: int, order: Order, ctx: "Context", retries: int = 3) -> None:
+    """Have a context with a name of its own."""
+
+
+async def session_last(order: Order, ctx: MessageContext[Any], session: int) -> None:
+    """Take what a decorator gives behind the context."""
+
+
+async def session_batch(session: int, order: Order, batch: BatchContext[Any]) -> None:
+    """Take a batch."""
+
+
 class Service:
     """Handlers as objects are."""
 
@@ -83,6 +123,9 @@ class Service:
     @staticmethod
     async def static(order: Order, ctx: Any) -> None:
         """Handle as a static method."""
+
+    async def with_session(self, session: int, order: Order, ctx: MessageContext[Any]) -> None:
+        """Take something that a decorator gives."""
 
     @classmethod
     async def shared(cls, order: Order, ctx: Any) -> None:
@@ -111,6 +154,20 @@ class Service:
 def test_the_first_annotation_is_found_through_everything_that_wraps_a_handler(handler: Callable[..., Any]) -> None:
     """Functions, methods, partials, objects with ``__call__`` and decorated ones are all looked through."""
     assert payload_type_of(handler) is Order
+
+
+@pytest.mark.parametrize(
+    "function", [session_first, session_quoted, session_named, session_last, session_batch, Service().with_session]
+)
+def test_what_a_decorator_gives_is_not_the_payload(function: Callable[..., Any]) -> None:
+    """The payload stands before the context, wherever that is."""
+    assert payload_type_of(with_session(function)) is Order
+
+
+def test_a_context_without_an_annotation_does_not_tell_what_a_decorator_gives() -> None:
+    """Else what it gives would be decoded from the body, and the message acknowledged."""
+    with pytest.raises(ConfigurationError, match=r"settings_first takes more than .* MessageContext.* payload="):
+        payload_type_of(with_session(settings_first))
 
 
 @pytest.mark.parametrize("handler", [unannotated, lambda order, ctx: None])
@@ -181,8 +238,26 @@ def test_a_callable_without_a_signature_is_refused_with_the_way_out() -> None:
         payload_type_of(getattr)
 
 
+def hiding(function: Callable[P, Any]) -> Callable[P, Any]:
+    """Decorate without ``functools.wraps``."""
+
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function."""
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_a_decorator_that_hides_the_parameters_is_named() -> None:
+    """Its own parameters say nothing of the payload."""
+    with pytest.raises(ConfigurationError, match=r"hides its parameters: use functools\.wraps.*payload="):
+        payload_type_of(hiding(handle))
+
+
 T = TypeVar("T")
 K = TypeVar("K")
+B = TypeVar("B", bound=Order)
+D = DefaultTypeVar("D", default=Order)
 
 
 class Base(Generic[T]):
@@ -197,6 +272,13 @@ class Base(Generic[T]):
     @traced
     async def several(self, payloads: list[T], ctx: Any) -> None:
         """Handle some."""
+
+    @classmethod
+    async def shared(cls, payload: T, ctx: Any) -> None:
+        """Handle one without an instance."""
+
+    async def own(self, payload: K, ctx: Any) -> None:
+        """Have a variable that is not the class's."""
 
 
 class OfOrders(Base[Order]):
@@ -215,6 +297,23 @@ class Open(Base[T]):
     """Leaves it open still."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen(Base[T]):
+    """Does not keep what ``Frozen[Order]()`` says."""
+
+
+class Bound(Base[B]):
+    """Says what it is at least."""
+
+
+class Default(Base[D]):
+    """Says what it is if nothing else does."""
+
+
+class OfDefault(Default):
+    """Leaves it at the default."""
+
+
 @pytest.mark.parametrize(
     ("handler", "wanted"),
     [
@@ -226,10 +325,24 @@ class Open(Base[T]):
         (Deep().several, list[dict[str, Order]]),
         (Open[Order](), Order),
         (Base[Order]().several, list[Order]),
-        (Base(), T),
-        (Open().several, list[T]),  # type: ignore[valid-type]
+        (traced(Base[Order]()), Order),
+        (OfOrders.shared, Order),
+        (Base().own, K),
+        (Bound(), B),
+        (Default().several, list[Order]),
+        (OfDefault(), Order),
+        (Default[str](), str),
     ],
 )
 def test_the_type_variable_of_a_generic_class_is_what_the_class_was_made_with(handler: Any, wanted: Any) -> None:
     """Else any JSON would fit, and a handler that asks for orders would get dictionaries."""
     assert payload_type_of(handler) == wanted
+
+
+@pytest.mark.parametrize(
+    "handler", [Base(), Open().several, Frozen[Order](), traced(Base()), functools.partial(Open()), Open[Order].shared]
+)
+def test_a_type_variable_that_stays_open_is_refused(handler: Any) -> None:
+    """Type checkers may know the type by other ways; the handler would get dictionaries."""
+    with pytest.raises(ConfigurationError, match=r"leaves T open.*Derive a class.*payload="):
+        payload_type_of(handler)

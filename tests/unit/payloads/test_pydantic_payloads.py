@@ -2,7 +2,7 @@
 
 import dataclasses
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NewType, TypeVar
 
 import msgspec
 import pydantic
@@ -60,6 +60,9 @@ class Dog(pydantic.BaseModel):
 
 Pet = Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
 NamedPet = TypeAliasType("NamedPet", Pet)
+Bought = NewType("Bought", Item)
+BoundItem = TypeVar("BoundItem", bound=Item)
+OnePet = TypeVar("OnePet", Cat, Dog)
 
 
 @pydantic.dataclasses.dataclass
@@ -75,6 +78,13 @@ class Shipment:
 
     pet: Cat | None
     pieces: int = 1
+
+
+@dataclasses.dataclass
+class Receipt:
+    """A plain dataclass with a model by another name in it."""
+
+    bought: Bought
 
 
 class Basket(TypedDict):
@@ -101,12 +111,18 @@ class Mixed(msgspec.Struct):
         (Parcel, '{"weight": 3}', Parcel(3)),
         (Shipment, '{"pet": {"kind": "cat", "lives": 9}}', Shipment(Cat(kind="cat", lives=9))),
         (Basket, '{"item": {"sku": "a", "amount": 1}}', {"item": Item(sku="a", amount=Decimal(1))}),
+        (Bought, '{"sku": "a", "amount": 1}', Item(sku="a", amount=Decimal(1))),
+        (list[Bought], '[{"sku": "a", "amount": 1}]', [Item(sku="a", amount=Decimal(1))]),
+        (Receipt, '{"bought": {"sku": "a", "amount": 1}}', Receipt(Bought(Item(sku="a", amount=Decimal(1))))),
+        (BoundItem, '{"sku": "a", "amount": 1}', Item(sku="a", amount=Decimal(1))),
+        (OnePet, '{"kind": "cat", "lives": 9}', Cat(kind="cat", lives=9)),
         (Annotated[int, pydantic.Field(gt=0)], "5", 5),
         (dict[str, pydantic.PositiveInt], '{"a": 1}', {"a": 1}),
         (pydantic.SecretStr, f'"{SECRET}"', pydantic.SecretStr(SECRET)),
     ],
-    ids=["model", "list", "union", "named", "named_inside", "dataclass", "mixed", "typeddict", "annotated",
-         "constrained", "secret"],
+    ids=["model", "list", "union", "named", "named_inside", "dataclass", "mixed", "typeddict", "new_type",
+         "new_type_in_list", "new_type_in_dataclass", "bound", "constraints", "annotated", "constrained",
+         "secret"],
 )  # fmt: skip
 def test_whatever_mentions_pydantic_is_decoded_by_it(payload_type: Any, body: str, expected: object) -> None:
     """Models, their containers and unions, pydantic's own types and annotations."""

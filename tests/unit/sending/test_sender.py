@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from enum import Enum, StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NewType, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, Json, SecretStr, computed_field, field_serializer
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import TypeAliasType
 
 from postroom import (
     ConfigurationError,
@@ -219,6 +220,37 @@ def test_what_can_be_decoded_can_be_sent(payload: object, kind: Any) -> None:
     decode = decoder_for(kind)
     assert decode(Message(id="1", body=encode_payload(payload))) == payload
     assert decode(Message(id="1", body=encoder_for(kind)(payload))) == payload
+
+
+Raw = TypeAliasType("Raw", Annotated[str, "a note"])
+Name = NewType("Name", str)
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "body"),
+    [
+        ("a", Raw, "a"),
+        ("a", str | None, '"a"'),
+        (None, str | None, "null"),
+        ("a", Literal["a", "b"], '"a"'),
+        (Name("a"), Name, '"a"'),
+        ("a", Annotated[str, msgspec.Meta(max_length=3)], '"a"'),
+        ("a", object, '"a"'),
+        ("a", Order | str, '"a"'),
+        (b"a", bytes | None, '"YQ=="'),
+        (Level.HIGH, Level | None, '"high"'),
+    ],
+)
+def test_a_text_is_the_body_itself_for_text_alone(payload: object, kind: Any, body: str) -> None:
+    """A consumer of any other type reads JSON."""
+    encode = encoder_for(kind)
+    assert encode(payload) == body
+    assert decoder_for(kind)(Message(id="1", body=body)) == payload
+
+
+def test_a_decoder_in_place_of_a_type_says_nothing_of_the_body() -> None:
+    """A text is sent as it is."""
+    assert encoder_for(decoder_for(str))("a") == "a"
 
 
 def test_a_computed_field_is_written_where_it_can_be_read() -> None:
