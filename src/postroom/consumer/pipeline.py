@@ -17,7 +17,7 @@ from postroom.consumer.failing import FailureLog
 from postroom.consumer.handlers import refuse_unraised, refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
-from postroom.consumer.settling import Settling, log_last_receive
+from postroom.consumer.settling import Settling
 from postroom.consumer.step_health import StepHealth
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Unwrapping
@@ -287,7 +287,7 @@ class Pipeline:
         else:
             # Where one receive is all that there is, later acknowledgements are no sign of a forgotten one.
             if job.settlement is None and not job.lost and job.receives > 1 and job.source.attempts.is_last(job):
-                _log_left_at_last_receive(job)
+                self._engine.rejections.unacknowledged_at_last(job)
             self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:
@@ -551,7 +551,7 @@ class Pipeline:
                 self._ack(job)
             case AckMode.MANUAL:
                 if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
-                    log_last_receive(job, failure_named(error))
+                    self._engine.rejections.failed_at_last(job, failure_named(error))
                 self._leave(job)
             case AckMode.ON_SUCCESS:
                 self._retry(job, error)
@@ -563,7 +563,7 @@ class Pipeline:
         if job.settlement is None and not job.lost:
             tried = not isinstance(error, ResourceError | _Diverted)
             if self._core.retry(job, error, delay, self._time(), tried=tried):
-                log_last_receive(job, failure_named(error))
+                self._engine.rejections.failed_at_last(job, failure_named(error))
             self._engine.act()
         else:
             self._give_group_back(job)
@@ -650,12 +650,3 @@ def _delay_of(job: Job, instruction: Retry) -> float | None:
         text = "Retry asked for message %s of %s, but %s. The backoff applies"
         _log.error(text, job.message.id, tenant_in_words(job.tenant), wrong, extra=about(job))
         return None
-
-
-def _log_left_at_last_receive(job: Job) -> None:
-    text = (
-        "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): unless "
-        "ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
-    )
-    arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
-    _log.warning(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))

@@ -55,8 +55,30 @@ class Rejections:
         tenant = tenant_in_words(job.tenant if asked else UNRESOLVED)
         text = f"Message %s of %s {what} (attempt %d, receive %d): %s"
         arguments = (job.message.id, tenant, job.attempt, job.receives, redact(reason))
+        self._warn(job, f"{what}: {reason}", text, *arguments, step=step)
+
+    def failed_at_last(self, job: Job, cause: str) -> None:
+        """Log that a message failed at its last receive, and of what: SQS moves it without a word."""
+        most = job.source.facts.max_receives
+        text = (
+            "Message %s of %s failed at its last receive (%d of %d) with %s: SQS moves it to the dead-letter queue, "
+            "without a reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
+        )
+        arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, most, redact(cause), most)
+        self._warn(job, f"failed at its last receive: {cause}", text, *arguments, step=Step.DEAD_LETTER)
+
+    def unacknowledged_at_last(self, job: Job) -> None:
+        """Log that a handler returned and left its message alone, at its last receive."""
+        text = (
+            "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): "
+            "unless ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
+        )
+        arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
+        self._warn(job, "unacknowledged at its last receive", text, *arguments, step=Step.DEAD_LETTER)
+
+    def _warn(self, job: Job, cause: str, text: str, *arguments: object, step: Step) -> None:
         # Without what differs from message to message, such as the seconds until the next try.
-        level, count = logging.WARNING, self._count(job.tenant, f"{what}: {_NUMBER.sub('', reason)}")
+        level, count = logging.WARNING, self._count(job.tenant, _NUMBER.sub("", cause.replace(job.message.id, "")))
         if count > _LOUD:
             level = logging.INFO
         elif count == _LOUD:

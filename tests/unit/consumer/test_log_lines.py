@@ -373,6 +373,37 @@ def test_many_that_go_for_one_reason_are_no_flood_of_warnings(
     assert loud[-1].endswith("quarantined; further ones within a minute are logged as INFO")
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"fails": lambda: Retry("later", delay=1)}, "failed at its last receive (2 of 2) with Retry: later"),
+        ({"ack": AckMode.MANUAL}, "returned and has not acknowledged it"),
+    ],
+    ids=["Retry", "MANUAL"],
+)
+def test_many_that_sqs_makes_dead_letters_of_are_no_flood_of_warnings(
+    options: dict[str, Any], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with those that the consumer sends there: ten are warnings, and each message has its line."""
+    records = lines_of(caplog, messages=50, receives=2, visibility=Visibility(timeout=5), **options)
+    lines = [record for record in records if what in record.getMessage()]
+    assert len(lines) == 50
+    loud = texts(lines)
+    assert len(loud) == 10
+    assert loud[-1].endswith("; further ones within a minute are logged as INFO")
+
+
+def test_what_a_message_failed_of_at_its_last_receive_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
+    """The text of a resolver's own ContextError is free text."""
+
+    def resolve(_: Message) -> str:
+        raise ContextError(f"cannot connect to {DSN}")
+
+    lines = texts(lines_of(caplog, context=resolve, receives=1))
+    assert "failed at its last receive (1 of 1) with ContextError: cannot connect to postgres://app:***@" in lines[-1]
+    assert SECRET not in caplog.text
+
+
 def test_a_retry_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Its reason is for the log; the line says when the message comes back."""
     records = lines_of(caplog, fails=lambda: Retry("the rate is not known yet", delay=900))
