@@ -25,6 +25,10 @@ _MOST: Final = 1_000
 
 _UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
 _RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
+_OVERDUE: Final = (
+    "it comes back, since SQS has not moved it to the dead-letter queue. See whether that exists, and takes messages "
+    "from this queue (redriveAllowPolicy)"
+)
 _NOWHERE: Final = "%s of {} were rejected, too (%s), and it has no dead-letter queue; they come back. Messages: %s"
 
 
@@ -59,13 +63,15 @@ class Rejections:
 
     def failed_at_last(self, job: Job, cause: str) -> None:
         """Log that a message failed at its last receive, and of what: SQS moves it without a word."""
-        most = job.source.facts.max_receives
+        what, most = "failed at its last receive", job.source.facts.max_receives
         text = (
-            "Message %s of %s failed at its last receive (%d of %d) with %s: SQS moves it to the dead-letter queue, "
-            "without a reason. RetryPolicy(attempts=%d) or fewer would send it there with one"
+            f"Message %s of %s {what} (%d of %d) with %s: SQS moves it to the dead-letter queue, without a reason. "
+            f"RetryPolicy(attempts={most}) or fewer would send it there with one"
         )
-        arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, most, redact(cause), most)
-        self._warn(job, f"failed at its last receive: {cause}", text, *arguments, step=Step.DEAD_LETTER)
+        if job.source.attempts.is_overdue(job):
+            what, text = "failed after that", f"Message %s of %s failed at receive %d of %d with %s: {_OVERDUE}"
+        arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, most, redact(cause))
+        self._warn(job, f"{what}: {cause}", text, *arguments, step=Step.DEAD_LETTER)
 
     def unacknowledged_at_last(self, job: Job) -> None:
         """Log that a handler returned and left its message alone, at its last receive."""
@@ -73,8 +79,12 @@ class Rejections:
             "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): "
             "unless ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
         )
+        if job.source.attempts.is_overdue(job):
+            text = (
+                f"The handler of message %s of %s returned and has not acknowledged it, at receive %d of %d: {_OVERDUE}"
+            )
         arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
-        self._warn(job, "unacknowledged at its last receive", text, *arguments, step=Step.DEAD_LETTER)
+        self._warn(job, text, text, *arguments, step=Step.DEAD_LETTER)
 
     def _warn(self, job: Job, cause: str, text: str, *arguments: object, step: Step) -> None:
         # Without what differs from message to message, such as the seconds until the next try.

@@ -393,6 +393,36 @@ def test_many_that_sqs_makes_dead_letters_of_are_no_flood_of_warnings(
     assert loud[-1].endswith("; further ones within a minute are logged as INFO")
 
 
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [(AckMode.ON_SUCCESS, "failed"), (AckMode.MANUAL, "returned and has not acknowledged it,")],
+)
+@with_world
+async def test_a_message_that_comes_back_after_its_last_receive_is_not_said_to_be_moved(
+    world: World, mode: AckMode, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dead-letter queue was deleted: SQS goes on handing the message out."""
+    world.create(dead_letters="dead", receives=2)
+    world.broker.delete_queue("dead")
+    retry, visibility = RetryPolicy(base=1, cap=1), Visibility(timeout=5)
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=mode, retry=retry, visibility=visibility)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None:
+        if mode is not AckMode.MANUAL:
+            raise ValueError
+
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(30)
+    at_last, *later = [line for line in caplog.messages if f" {what} at " in line]
+    assert f" {what} at its last receive (2 of 2)" in at_last
+    assert "SQS moves it" in at_last
+    assert f" {what} at receive 3 of 2" in later[0]
+    for line in later:
+        assert ": it comes back, since SQS has not moved it to the dead-letter queue. See whether that exists" in line
+
+
 def test_what_a_message_failed_of_at_its_last_receive_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     """The text of a resolver's own ContextError is free text."""
 
