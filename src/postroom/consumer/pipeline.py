@@ -562,7 +562,8 @@ class Pipeline:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
             tried = not isinstance(error, ResourceError | _Diverted)
-            if self._core.retry(job, error, delay, self._time(), tried=tried):
+            moves = self._core.retry(job, error, delay, self._time(), tried=tried)
+            if moves and not isinstance(error, Reject):  # which the line about its letter said
                 self._engine.rejections.failed_at_last(job, failure_named(error))
             self._engine.act()
         else:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Final
 
 from postroom.consumer.job import Job
-from postroom.errors import in_words
+from postroom.errors import QueueNotFound, in_words
 from postroom.log_fields import Log, Step, about, tenant_in_words
 from postroom.redaction import redact
 from postroom.settlement import Refusals
@@ -23,7 +23,8 @@ _MOST: Final = 1_000
 """Tenants and causes that are remembered."""
 
 
-_UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); they come back. Messages: %s"
+_UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); {}. Messages: %s"
+_MOVES: Final = "SQS moves {} to the dead-letter queue, without a reason, since this was the last receive"
 _RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
 _OVERDUE: Final = (
     "it comes back, since SQS has not moved it to the dead-letter queue. See whether that exists, and takes messages "
@@ -96,15 +97,21 @@ class Rejections:
         _log.log(level, text, *arguments, extra=about(job, step=step))
 
     def failed(self, job: Job, reason: str, error: BaseException, *, diverted: bool = False) -> None:
-        """Log that another queue has not taken a message, so that it comes back."""
+        """Log that another queue has not taken a message, so that it comes back, or is moved by SQS."""
         cause, name = type(error).__name__, job.source.name
         # Not by tenant: what takes nothing takes nothing of a thousand tenants.
         where = "where its tenant is diverted" if diverted else "to the dead-letter queue"
-        count = self._count((name, where), cause)
+        # At its last receive SQS moves it by itself, unless it could not before, or there is no such queue.
+        attempts = job.source.attempts
+        moves = attempts.is_last(job) and not (attempts.is_overdue(job) or isinstance(error, QueueNotFound))
+        count = self._count((name, where, moves), cause)
         if count > _LOUD:
-            self._sharing(_UNSENT.format(name, where), name).add(cause, job.message.id, job.tenant)
+            follows = _MOVES.format("them") if moves else "they come back"
+            self._sharing(_UNSENT.format(name, where, follows), name).add(cause, job.message.id, job.tenant)
             return
-        text = f"Message %s of %s could not be sent {where} (%s): %s; it comes back"
+        text = (
+            f"Message %s of %s could not be sent {where} (%s): %s; {_MOVES.format('it') if moves else 'it comes back'}"
+        )
         if count == _LOUD:
             text += "; further ones share a line a minute"
         arguments = (job.message.id, tenant_in_words(job.tenant), redact(reason), in_words(error))

@@ -1,10 +1,11 @@
 """What the person on call reads: which tenant, which message, which argument, what follows; no secret, and no flood."""
 
 import asyncio
+import json
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from postroom import (
+    AccessDenied,
     AckMode,
     ConfigurationError,
     Consumer,
@@ -30,7 +32,9 @@ from postroom import (
     Visibility,
 )
 from postroom.events import Event, HandlerStarted
+from postroom.message import OutgoingMessage
 from postroom.options import Call
+from postroom.transports.memory import MemoryQueue
 from support.world import Order, Tenant, World, in_world, with_world
 
 SECRET = "hunter2-S3CR3T"
@@ -539,6 +543,41 @@ def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCapture
     told = sum(int(line.split()[0]) for line in lines[10:])
     assert told >= 200
     assert all("QueueNotFound" in line and " of tenant " in line for line in lines[10:])
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_what_cannot_be_sent_at_its_last_receive_is_said_to_be_moved(
+    fifo: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dead-letter queue refuses the consumer, and not SQS: the message does not come back."""
+
+    async def denied(_queue: MemoryQueue, _messages: Sequence[OutgoingMessage]) -> Any:
+        raise AccessDenied("no permission", operation="SendMessageBatch")
+
+    async def scenario(world: World) -> int:
+        dead, queue = ("dead.fifo", "orders.fifo") if fifo else ("dead", "orders")
+        world.broker.create_queue(dead, {"FifoQueue": "true"} if fifo else {})
+        policy = {"deadLetterTargetArn": world.broker.attributes(dead)["QueueArn"], "maxReceiveCount": 2}
+        more = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if fifo else {}
+        world.broker.create_queue(queue, {"RedrivePolicy": json.dumps(policy), **more})
+        orders = Consumer(queue, context=Tenant, client=world.client, retry=RetryPolicy(base=1, cap=1))
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Reject("no such article")
+
+        async with orders:
+            world.send({"order_id": "1"}, queue=queue, group="a" if fifo else None)
+            await asyncio.sleep(60)
+        return sum(world.counts(dead))
+
+    monkeypatch.setattr(MemoryQueue, "send", denied)
+    with caplog.at_level(logging.WARNING, "postroom.consumer"):
+        assert in_world(scenario) == 1
+    first, last = [line for line in caplog.messages if " could not be sent to the dead-letter queue" in line]
+    assert first.endswith("; it comes back")
+    assert last.endswith("; SQS moves it to the dead-letter queue, without a reason, since this was the last receive")
+    assert "RetryPolicy" not in caplog.text
 
 
 def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog: pytest.LogCaptureFixture) -> None:
