@@ -56,7 +56,7 @@ Decode = Callable[[Message], Any]
 
 
 class _Quarantined(Reject):
-    """The message's tenant is in quarantine: it goes to the dead-letter queue, and stays where there is none."""
+    """The message's tenant is in quarantine: it goes to the dead-letter queue, and waits where there is none."""
 
 
 class _Diverted(PostroomError):
@@ -484,7 +484,8 @@ class Pipeline:
         if self._was_settled(job, "rejected", reason):
             return
         redrive = job.source.facts.redrive
-        if redrive is not None and isinstance(instruction, _Quarantined):
+        # Nothing may delete it, in any mode: without a dead-letter queue it waits for one.
+        if isinstance(instruction, _Quarantined) and (redrive is not None or job.source.facts.known):
             await self._send_away(job, instruction, reason, job.source.settler.dead_letters)
             return
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
@@ -497,12 +498,8 @@ class Pipeline:
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
-        kept = isinstance(instruction, _Quarantined)
-        self._engine.rejections.nowhere(job, reason, comes_back=kept or self._ack_mode is not AckMode.ALWAYS)
-        if kept:
-            self._retry(job, instruction)  # nothing may delete it, in any mode
-        else:
-            self._settle_failure(job, instruction)
+        self._engine.rejections.nowhere(job, reason, comes_back=self._ack_mode is not AckMode.ALWAYS)
+        self._settle_failure(job, instruction)
 
     def _was_settled(self, job: Job, what: str, reason: str) -> bool:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
