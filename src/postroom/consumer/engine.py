@@ -422,6 +422,7 @@ class Engine:
 
     def settled_by_hand(self, job: Job) -> None:
         """Let what waited for it in its group go on behind a message that a handler's own call has settled."""
+        self.rejections.settled_by_hand(job)
         if self.core.settled_by_hand(job, self._time()):
             self.dispatch()
 

@@ -285,9 +285,8 @@ class Pipeline:
             if job.group is not None:
                 self._give_group_back(job)
         else:
-            # Where one receive is all that there is, later acknowledgements are no sign of a forgotten one.
-            if job.settlement is None and not job.lost and job.receives > 1 and job.source.attempts.is_last(job):
-                self._engine.rejections.unacknowledged_at_last(job)
+            if job.settlement is None and not job.lost:
+                self._engine.rejections.unacknowledged(job)
             self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
+from postroom.consumer.attempts import REMEMBER
 from postroom.consumer.job import Job
 from postroom.errors import QueueNotFound, in_words
 from postroom.log_fields import Log, Step, about, tenant_in_words
@@ -26,6 +28,7 @@ _MOST: Final = 1_000
 _UNSENT: Final = "%s of {} could not be sent {}, either (%s, as in the lines before); {}. Messages: %s"
 _MOVES: Final = "SQS moves {} to the dead-letter queue, without a reason, since this was the last receive"
 _RETRIED: Final = "Retry asked for %s of {} more, as in the lines before (%s). Messages: %s"
+_UNACKNOWLEDGED: Final = "The handler of message %s of %s returned and has not acknowledged it"
 _OVERDUE: Final = (
     "it comes back, since SQS has not moved it to the dead-letter queue. See whether that exists, and takes messages "
     "from this queue (redriveAllowPolicy)"
@@ -45,6 +48,10 @@ class Rejections:
         self._counts: dict[tuple[Hashable, str], tuple[float, int]] = {}
         self._shared: dict[str, Refusals] = {}
         """What shares a line, by the text of that."""
+        self._alone: OrderedDict[str, None] = OrderedDict()
+        """Messages that their handlers left alone, by id; those that were left longest ago are forgotten first."""
+        self._forgetful: set[tuple[str, Hashable]] = set()
+        """The queues and tenants of which it was told that messages are not acknowledged."""
 
     def sent(self, job: Job, reason: str) -> None:
         """Log that the dead-letter queue has taken a message."""
@@ -74,16 +81,43 @@ class Rejections:
         arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, most, redact(cause))
         self._warn(job, f"{what}: {cause}", text, *arguments, step=Step.DEAD_LETTER)
 
-    def unacknowledged_at_last(self, job: Job) -> None:
-        """Log that a handler returned and left its message alone, at its last receive."""
+    def unacknowledged(self, job: Job) -> None:
+        """Log that a handler left its message alone, where that is no longer likely to be on purpose.
+
+        That is at its last receive, and once for each tenant where a message came back because of it.
+        """
+        if job.source.attempts.is_last(job):
+            if job.receives > 1:  # where one receive is all that there is, an acknowledgement may always come later
+                self._unacknowledged_at_last(job)
+            return
+        whose, message = (job.source.name, job.tenant), job.message.id
+        if whose in self._forgetful:
+            return
+        if message not in self._alone:
+            self._alone[message] = None
+            if len(self._alone) > REMEMBER:
+                self._alone.popitem(last=False)
+            return
+        if len(self._forgetful) >= _MOST:
+            self._forgetful.clear()
+        self._forgetful.add(whose)
         text = (
-            "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): "
-            "unless ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
+            f"{_UNACKNOWLEDGED}, at receive %d, as before: it comes back after each visibility timeout, until "
+            "ctx.ack() is called. Further ones of its tenant are not logged"
+        )
+        _log.warning(text, message, tenant_in_words(job.tenant), job.receives, extra=about(job, step=Step.HANDLER))
+
+    def settled_by_hand(self, job: Job) -> None:
+        """Note that a handler's own call has settled a message that it may have left alone before."""
+        self._alone.pop(job.message.id, None)
+
+    def _unacknowledged_at_last(self, job: Job) -> None:
+        text = (
+            f"{_UNACKNOWLEDGED}, at its last receive (%d of %d): unless ctx.ack() comes in time, SQS moves it to the "
+            "dead-letter queue, without a reason"
         )
         if job.source.attempts.is_overdue(job):
-            text = (
-                f"The handler of message %s of %s returned and has not acknowledged it, at receive %d of %d: {_OVERDUE}"
-            )
+            text = f"{_UNACKNOWLEDGED}, at receive %d of %d: {_OVERDUE}"
         arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
         self._warn(job, text, text, *arguments, step=Step.DEAD_LETTER)
 

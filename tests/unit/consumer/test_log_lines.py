@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -149,6 +150,33 @@ def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_m
         )
         assert text in line.getMessage()
         assert vars(line)["step"] == "dead_letter"
+
+
+@with_world
+async def test_messages_that_are_never_acknowledged_are_told_of_once_for_each_tenant(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a dead-letter queue they come back, and run again, until they expire: nothing else would say so."""
+    world.create()
+    visibility, ran = Visibility(timeout=5), Counter[str]()
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.MANUAL, visibility=visibility)
+    later = set[asyncio.Task[None]]()
+
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+        ran[ctx.context.tenant_id] += 1
+        if ctx.context.tenant_id == "good":  # settled after its handler, and tried twice
+            later.add(asyncio.create_task(ctx.retry(delay=1) if ctx.message.receive_count == 1 else ctx.ack()))
+
+    async with orders:
+        for tenant in ("acme", "bolt", "good"):
+            world.send_orders("1", "2", tenant=tenant)
+        await asyncio.sleep(600)
+    assert ran["acme"] > 100
+    assert ran["good"] == 4
+    lines = [line for line in caplog.messages if "has not acknowledged it" in line]
+    assert [line.split(" of tenant ")[1].split(":")[0] for line in lines] == ["acme", "bolt"]
+    assert ", at receive 2, as before: it comes back after each visibility timeout, until ctx.ack() is" in lines[0]
 
 
 @with_world
