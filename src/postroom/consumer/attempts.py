@@ -149,6 +149,11 @@ class Attempts:
         most = self._facts.max_receives
         return most is not None and job.receives >= most
 
+    def is_overdue(self, job: Job) -> bool:
+        """Whether a message came back after its last receive: SQS has made no dead letter of it."""
+        most = self._facts.max_receives
+        return most is not None and job.receives > most
+
     def is_short_of(self, job: Job) -> bool:
         """Whether a message that is given back untried would become a dead letter short of a promised attempt."""
         return self.is_last(job) and self.known(job) < (self.promised(job) or 0)

@@ -370,6 +370,8 @@ class Engine:
 
     async def divert(self, job: Job, reason: str, to: DeadLetters) -> BaseException | None:
         """Send a message where its tenant's messages go. Returns why that was not possible; never raises."""
+        if not to.exists:
+            return QueueNotFound(f"queue {job.source.name} has no dead-letter queue")
         # Not logged: a diversion is one decision of an operator, which is logged where it is made.
         taken, error = await self._send(job, reason, to)
         return error if taken or error is not None else QueueNotFound("there is no such queue any longer")
@@ -420,6 +422,7 @@ class Engine:
 
     def settled_by_hand(self, job: Job) -> None:
         """Let what waited for it in its group go on behind a message that a handler's own call has settled."""
+        self.rejections.settled_by_hand(job)
         if self.core.settled_by_hand(job, self._time()):
             self.dispatch()
 

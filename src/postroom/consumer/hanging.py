@@ -1,7 +1,7 @@
 """Tells of handlers that do not end: nothing else would say so.
 
-Of those that keep messages of their tenant waiting, and of those that ignore that they were cancelled; of ``on_error``
-too.
+Of those that keep messages of their tenant, or of their message group, waiting, and of those that ignore that they
+were cancelled; of ``on_error`` too.
 """
 
 from collections.abc import Hashable, Iterable
@@ -94,7 +94,9 @@ class Hanging:
         if tenant in self._since:  # what waited may have gone back meanwhile: its handlers run on all the same
             return True
         others_wait = self._core.free <= 0 and self._core.waiting > 0
-        return others_wait or (figures.waiting > 0 and not scheduler.is_blocked(tenant))
+        if others_wait or (figures.waiting > 0 and not scheduler.is_blocked(tenant)):
+            return True
+        return any(scheduler.behind_of(job) for job in jobs)  # its lane holds the heads of message groups alone
 
     def _tell(self, tenants: list[Hashable], jobs: list[Job], now: float) -> None:
         first = min(jobs, key=lambda job: job.since)

@@ -141,7 +141,7 @@ class Run(Generic[C, R]):
             self.scheduler.adjust(**self._scheduler_limits(settings.concurrency))
         self._batches = handler if isinstance(handler, BatchHandler) else None
         self.engine.collector = self._batches
-        self.watch: LoopWatch = LoopWatch(self.tasks, self._running)
+        self.watch: LoopWatch = LoopWatch(self.tasks, self._running, lambda: self.scheduler.size)
         self.client = client
         self._inlets: list[Inlet] = []
         self._poller = self._polls_of(where, policy)

@@ -39,12 +39,14 @@ class LoopWatch:
 
     Args:
         tasks: those of the consumer; their loop is watched.
-        running: what is handled now, by the names of the tasks. All of it waits while the loop is blocked.
+        running: what is handled now, by the names of the tasks.
+        here: how many messages are handled now, or wait for that. All of them wait while the loop is blocked.
     """
 
-    def __init__(self, tasks: Tasks, running: Callable[[], Mapping[str, Described]]) -> None:
+    def __init__(self, tasks: Tasks, running: Callable[[], Mapping[str, Described]], here: Callable[[], int]) -> None:
         self._loop = tasks.loop
         self.running = running
+        self.here = here
         self._watched: _WatchedLoop | None = None
         self.max_lag: float = 0.0
         """The longest that the loop did not run, in seconds; 0.0 where it was never late."""
@@ -137,8 +139,9 @@ class _WatchedLoop:
         task = asyncio.current_task(self.loop)
         name = "a callback" if task is None else task.get_name()
         running = {task: each for watch in self.watches for task, each in watch.running().items()}
-        others, fields = len(running.keys() - {name}), about()
+        others, fields = sum(watch.here() for watch in self.watches), about()
         if (handled := running.get(name)) is not None:
+            others -= 1
             name, fields = f"{name} of {tenant_in_words(handled.tenant)}", about(handled)
         place = place_in(frames)
         quiet_until, unsaid = self._told.get(place, (0.0, 0))

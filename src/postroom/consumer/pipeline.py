@@ -17,7 +17,7 @@ from postroom.consumer.failing import FailureLog
 from postroom.consumer.handlers import refuse_unraised, refuse_unworked
 from postroom.consumer.job import Job
 from postroom.consumer.settings import Failure, Handle, OnError, Settings
-from postroom.consumer.settling import Settling, log_last_receive
+from postroom.consumer.settling import Settling
 from postroom.consumer.step_health import StepHealth
 from postroom.consumer.tenants import Tenants
 from postroom.consumer.unwrapping import Unwrapping
@@ -59,7 +59,7 @@ Decode = Callable[[Message], Any]
 
 
 class _Quarantined(Reject):
-    """The message's tenant is in quarantine: it goes to the dead-letter queue, and stays where there is none."""
+    """The message's tenant is in quarantine: it goes to the dead-letter queue, and waits where there is none."""
 
 
 class _Diverted(PostroomError):
@@ -298,9 +298,8 @@ class Pipeline:
             if job.group is not None:
                 self._give_group_back(job)
         else:
-            # Where one receive is all that there is, later acknowledgements are no sign of a forgotten one.
-            if job.settlement is None and not job.lost and job.receives > 1 and job.source.attempts.is_last(job):
-                _log_left_at_last_receive(job)
+            if job.settlement is None and not job.lost:
+                self._engine.rejections.unacknowledged(job)
             self._leave(job)
 
     def _was_handled_before(self, job: Job) -> None:
@@ -503,7 +502,8 @@ class Pipeline:
         if self._was_settled(job, "rejected", reason):
             return
         redrive = job.source.facts.redrive
-        if redrive is not None and isinstance(instruction, _Quarantined):
+        # Nothing may delete it, in any mode: without a dead-letter queue it waits for one.
+        if isinstance(instruction, _Quarantined) and (redrive is not None or job.source.facts.known):
             await self._send_away(job, instruction, reason, job.source.settler.dead_letters)
             return
         # Where the attributes may not be read, the dead-letter queue is tried: it may exist.
@@ -516,12 +516,8 @@ class Pipeline:
             else:  # neither handled nor a dead letter: it comes back, in every mode
                 self._retry(job, instruction)
             return
-        kept = isinstance(instruction, _Quarantined)
-        self._engine.rejections.nowhere(job, reason, comes_back=kept or self._ack_mode is not AckMode.ALWAYS)
-        if kept:
-            self._retry(job, instruction)  # nothing may delete it, in any mode
-        else:
-            self._settle_failure(job, instruction)
+        self._engine.rejections.nowhere(job, reason, comes_back=self._ack_mode is not AckMode.ALWAYS)
+        self._settle_failure(job, instruction)
 
     def _was_settled(self, job: Job, what: str, reason: str) -> bool:
         """Whether it was decided before what becomes of a message: then that stands, and is said."""
@@ -570,7 +566,7 @@ class Pipeline:
                 self._ack(job)
             case AckMode.MANUAL:
                 if job.settlement is None and not job.lost and job.source.attempts.is_last(job):
-                    log_last_receive(job, failure_named(error))
+                    self._engine.rejections.failed_at_last(job, failure_named(error))
                 self._leave(job)
             case AckMode.ON_SUCCESS:
                 self._retry(job, error)
@@ -581,8 +577,9 @@ class Pipeline:
             delay = self._backoff(job, error)
         if job.settlement is None and not job.lost:
             tried = not isinstance(error, ResourceError | _Diverted)
-            if self._core.retry(job, error, delay, self._time(), tried=tried):
-                log_last_receive(job, failure_named(error))
+            moves = self._core.retry(job, error, delay, self._time(), tried=tried)
+            if moves and not isinstance(error, Reject):  # which the line about its letter said
+                self._engine.rejections.failed_at_last(job, failure_named(error))
             self._engine.act()
         else:
             self._give_group_back(job)
@@ -669,12 +666,3 @@ def _delay_of(job: Job, instruction: Retry) -> float | None:
         text = "Retry asked for message %s of %s, but %s. The backoff applies"
         _log.error(text, job.message.id, tenant_in_words(job.tenant), wrong, extra=about(job))
         return None
-
-
-def _log_left_at_last_receive(job: Job) -> None:
-    text = (
-        "The handler of message %s of %s returned and has not acknowledged it, at its last receive (%d of %d): unless "
-        "ctx.ack() comes in time, SQS moves it to the dead-letter queue, without a reason"
-    )
-    arguments = (job.message.id, tenant_in_words(job.tenant), job.receives, job.source.facts.max_receives)
-    _log.warning(text, *arguments, extra=about(job, step=Step.DEAD_LETTER))

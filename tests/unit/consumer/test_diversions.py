@@ -1,6 +1,7 @@
 """Tenants that are diverted to a queue that does not take their messages: an outage, and no fault of the messages."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -289,6 +290,31 @@ def test_a_quarantine_waits_while_the_dead_letter_queue_takes_nothing(
     [line] = [each.getMessage() for each in caplog.records if "takes nothing" in each.msg]
     assert "sqs:SendMessage is missing. Correct that" in line
     assert line.startswith("Tenant a:eu-west-1 is in quarantine, and the dead-letter queue takes nothing; its messages")
+
+
+@with_world
+async def test_a_quarantine_without_a_dead_letter_queue_waits_for_one(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so, as where the queue takes nothing, and the first message after the queue is there ends it."""
+    world.create()
+    orders = Consumer("orders", context=Tenant, client=world.client)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant]) -> None: ...
+
+    async with orders:
+        orders.tenants.quarantine(A, reason="corrupt import")
+        world.send_orders(*map(str, range(40)))
+        await asyncio.sleep(600)
+        assert str(orders.tenants[A].reason).endswith("takes nothing: queue orders has no dead-letter queue")
+        said = [text for text in caplog.messages if "dead-letter queue" in text]
+        assert [text.split()[0] for text in said] == ["Queue", "Tenant"]
+        arn = world.broker.create_queue("dead").arn
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 5})
+        world.broker.set_attributes(world.broker.queue("orders"), {"RedrivePolicy": policy})
+        await asyncio.sleep(200)
+    assert (sum(world.counts()), sum(world.counts("dead"))) == (0, 40)
 
 
 def test_a_quarantine_goes_on_when_the_dead_letter_queue_takes_messages_again(monkeypatch: pytest.MonkeyPatch) -> None:

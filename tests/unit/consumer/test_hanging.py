@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from postroom import Concurrency, Consumer, Failure, Message, MessageContext, Shutdown, Visibility
-from support.world import Order, Tenant, World, in_world
+from support.world import Order, Tenant, World, in_world, with_world
 
 
 def lines_of(
@@ -57,6 +57,31 @@ def test_a_tenant_whose_handlers_hang_is_told_of_once_and_so_is_the_end(caplog: 
     assert "Concurrency(handler_timeout=...)" in told.getMessage()
     assert vars(told)["message_id"] in told.getMessage()
     assert over.getMessage().startswith("Handlers of tenant acme:eu-west-1 end again, after 36")
+
+
+@with_world
+async def test_a_handler_that_keeps_its_message_group_waiting_is_told_of(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There are slots enough, but the next message of the group has to wait for the end of this one."""
+    world.create("orders.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+    done = asyncio.Event()
+    orders = Consumer("orders.fifo", context=Tenant, client=world.client)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Tenant, Any]) -> None:
+        await done.wait()
+
+    for number in range(3):
+        world.send({"order_id": str(number)}, tenant="acme", queue="orders.fifo", group="acme")
+    async with orders:
+        await asyncio.sleep(3600)
+        done.set()
+        await asyncio.sleep(60)
+    told, over = [text for text in caplog.messages if text.startswith(("No handler of", "Handlers of"))]
+    assert told.startswith("No handler of tenant acme:eu-west-1 has ended for 30")
+    assert "; 2 messages wait here in all. " in told
+    assert over.startswith("Handlers of tenant acme:eu-west-1 end again, after 36")
 
 
 def test_many_tenants_that_hold_all_slots_share_a_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -240,7 +240,7 @@ async def test_a_consumer_that_was_ended_by_an_error_stays_dead(world: World) ->
 
 async def test_a_loop_that_is_blocked_is_dead_to_who_asks_from_another_thread() -> None:
     """From within, the loop runs: it cannot be blocked."""
-    watch = LoopWatch(Tasks(lambda _error: None), dict)
+    watch = LoopWatch(Tasks(lambda _error: None), dict, int)
     watch.start()
     try:
         assert watch._watched is not None

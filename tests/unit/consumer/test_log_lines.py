@@ -1,10 +1,12 @@
 """What the person on call reads: which tenant, which message, which argument, what follows; no secret, and no flood."""
 
 import asyncio
+import json
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from postroom import (
+    AccessDenied,
     AckMode,
     ConfigurationError,
     Consumer,
@@ -31,7 +34,9 @@ from postroom import (
 )
 from postroom.consumer.tenants import Tenants
 from postroom.events import Event, HandlerStarted
+from postroom.message import OutgoingMessage
 from postroom.options import Call
+from postroom.transports.memory import MemoryQueue
 from support.world import Order, Tenant, World, in_world, with_world
 
 SECRET = "hunter2-S3CR3T"
@@ -146,6 +151,33 @@ def test_a_message_that_its_handler_forgets_to_acknowledge_is_named_before_sqs_m
         )
         assert text in line.getMessage()
         assert vars(line)["step"] == "dead_letter"
+
+
+@with_world
+async def test_messages_that_are_never_acknowledged_are_told_of_once_for_each_tenant(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a dead-letter queue they come back, and run again, until they expire: nothing else would say so."""
+    world.create()
+    visibility, ran = Visibility(timeout=5), Counter[str]()
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=AckMode.MANUAL, visibility=visibility)
+    later = set[asyncio.Task[None]]()
+
+    @orders.handler
+    async def handle(_order: Order, ctx: MessageContext[Tenant, Any]) -> None:
+        ran[ctx.context.tenant_id] += 1
+        if ctx.context.tenant_id == "good":  # settled after its handler, and tried twice
+            later.add(asyncio.create_task(ctx.retry(delay=1) if ctx.message.receive_count == 1 else ctx.ack()))
+
+    async with orders:
+        for tenant in ("acme", "bolt", "good"):
+            world.send_orders("1", "2", tenant=tenant)
+        await asyncio.sleep(600)
+    assert ran["acme"] > 100
+    assert ran["good"] == 4
+    lines = [line for line in caplog.messages if "has not acknowledged it" in line]
+    assert [line.split(" of tenant ")[1].split(":")[0] for line in lines] == ["acme", "bolt"]
+    assert ", at receive 2, as before: it comes back after each visibility timeout, until ctx.ack() is" in lines[0]
 
 
 @with_world
@@ -374,6 +406,67 @@ def test_many_that_go_for_one_reason_are_no_flood_of_warnings(
     assert loud[-1].endswith("quarantined; further ones within a minute are logged as INFO")
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"fails": lambda: Retry("later", delay=1)}, "failed at its last receive (2 of 2) with Retry: later"),
+        ({"ack": AckMode.MANUAL}, "returned and has not acknowledged it"),
+    ],
+    ids=["Retry", "MANUAL"],
+)
+def test_many_that_sqs_makes_dead_letters_of_are_no_flood_of_warnings(
+    options: dict[str, Any], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with those that the consumer sends there: ten are warnings, and each message has its line."""
+    records = lines_of(caplog, messages=50, receives=2, visibility=Visibility(timeout=5), **options)
+    lines = [record for record in records if what in record.getMessage()]
+    assert len(lines) == 50
+    loud = texts(lines)
+    assert len(loud) == 10
+    assert loud[-1].endswith("; further ones within a minute are logged as INFO")
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [(AckMode.ON_SUCCESS, "failed"), (AckMode.MANUAL, "returned and has not acknowledged it,")],
+)
+@with_world
+async def test_a_message_that_comes_back_after_its_last_receive_is_not_said_to_be_moved(
+    world: World, mode: AckMode, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dead-letter queue was deleted: SQS goes on handing the message out."""
+    world.create(dead_letters="dead", receives=2)
+    world.broker.delete_queue("dead")
+    retry, visibility = RetryPolicy(base=1, cap=1), Visibility(timeout=5)
+    orders = Consumer("orders", context=Tenant, client=world.client, ack=mode, retry=retry, visibility=visibility)
+
+    @orders.handler
+    async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None:
+        if mode is not AckMode.MANUAL:
+            raise ValueError
+
+    async with orders:
+        world.send_orders("1")
+        await asyncio.sleep(30)
+    at_last, *later = [line for line in caplog.messages if f" {what} at " in line]
+    assert f" {what} at its last receive (2 of 2)" in at_last
+    assert "SQS moves it" in at_last
+    assert f" {what} at receive 3 of 2" in later[0]
+    for line in later:
+        assert ": it comes back, since SQS has not moved it to the dead-letter queue. See whether that exists" in line
+
+
+def test_what_a_message_failed_of_at_its_last_receive_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
+    """The text of a resolver's own ContextError is free text."""
+
+    def resolve(_: Message) -> str:
+        raise ContextError(f"cannot connect to {DSN}")
+
+    lines = texts(lines_of(caplog, context=resolve, receives=1))
+    assert "failed at its last receive (1 of 1) with ContextError: cannot connect to postgres://app:***@" in lines[-1]
+    assert SECRET not in caplog.text
+
+
 def test_a_retry_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Its reason is for the log; the line says when the message comes back."""
     records = lines_of(caplog, fails=lambda: Retry("the rate is not known yet", delay=900))
@@ -479,6 +572,41 @@ def test_dead_letters_that_cannot_be_sent_are_no_flood(caplog: pytest.LogCapture
     told = sum(int(line.split()[0]) for line in lines[10:])
     assert told >= 200
     assert all("QueueNotFound" in line and " of tenant " in line for line in lines[10:])
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_what_cannot_be_sent_at_its_last_receive_is_said_to_be_moved(
+    fifo: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dead-letter queue refuses the consumer, and not SQS: the message does not come back."""
+
+    async def denied(_queue: MemoryQueue, _messages: Sequence[OutgoingMessage]) -> Any:
+        raise AccessDenied("no permission", operation="SendMessageBatch")
+
+    async def scenario(world: World) -> int:
+        dead, queue = ("dead.fifo", "orders.fifo") if fifo else ("dead", "orders")
+        world.broker.create_queue(dead, {"FifoQueue": "true"} if fifo else {})
+        policy = {"deadLetterTargetArn": world.broker.attributes(dead)["QueueArn"], "maxReceiveCount": 2}
+        more = {"FifoQueue": "true", "ContentBasedDeduplication": "true"} if fifo else {}
+        world.broker.create_queue(queue, {"RedrivePolicy": json.dumps(policy), **more})
+        orders = Consumer(queue, context=Tenant, client=world.client, retry=RetryPolicy(base=1, cap=1))
+
+        @orders.handler
+        async def handle(_order: Order, _ctx: MessageContext[Any, Any]) -> None:
+            raise Reject("no such article")
+
+        async with orders:
+            world.send({"order_id": "1"}, queue=queue, group="a" if fifo else None)
+            await asyncio.sleep(60)
+        return sum(world.counts(dead))
+
+    monkeypatch.setattr(MemoryQueue, "send", denied)
+    with caplog.at_level(logging.WARNING, "postroom.consumer"):
+        assert in_world(scenario) == 1
+    first, last = [line for line in caplog.messages if " could not be sent to the dead-letter queue" in line]
+    assert first.endswith("; it comes back")
+    assert last.endswith("; SQS moves it to the dead-letter queue, without a reason, since this was the last receive")
+    assert "RetryPolicy" not in caplog.text
 
 
 def test_many_that_are_rejected_without_a_dead_letter_queue_share_a_line(caplog: pytest.LogCaptureFixture) -> None:

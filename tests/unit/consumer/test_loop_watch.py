@@ -65,10 +65,10 @@ def log() -> Iterator[Seen]:
     logger.removeHandler(seen)
 
 
-def watch(*running: str) -> LoopWatch:
-    """Make a watch of the running loop."""
+def watch(*running: str, waiting: int = 0) -> LoopWatch:
+    """Make a watch of the running loop, of a consumer with messages that are handled and others that wait."""
     jobs = {name: job("acme", number) for number, name in enumerate(running, 1)}
-    return LoopWatch(Tasks(lambda _error: None), lambda: jobs)
+    return LoopWatch(Tasks(lambda _error: None), lambda: jobs, lambda: len(jobs) + waiting)
 
 
 async def ticks(watched: LoopWatch) -> None:
@@ -91,7 +91,7 @@ async def blocked_until_noticed(log: Seen, watched: LoopWatch) -> None:
 
 async def test_a_blocked_loop_is_said_once_while_it_is_blocked_and_once_after(log: Seen) -> None:
     """With task, file and line, with how many wait, and with the whole time at the end."""
-    watched = watch("postroom-message-1", "postroom-message-2", "postroom-message-3")
+    watched = watch("postroom-message-1", "postroom-message-2", "postroom-message-3", waiting=40)
     watched.start()
     try:
         await ticks(watched)
@@ -108,7 +108,7 @@ async def test_a_blocked_loop_is_said_once_while_it_is_blocked_and_once_after(lo
     assert "threading.py" in began
     assert f"called at {__file__}:" in began
     assert "in blocked_until_noticed" in began
-    assert "2 other messages" in began
+    assert "42 other messages" in began
     assert "runs again" in ended
     assert "postroom-message-1" in ended
     assert watched.max_lag >= LATE

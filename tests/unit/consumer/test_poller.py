@@ -93,7 +93,7 @@ class Pollers:
         settings: Any = SimpleNamespace(polling=self._polling, first_visibility=Visibility(), observers=Observers())
         source: Any = SimpleNamespace(settings=settings, queue=self.queue, name="orders", settler=self.settler)
         floor: Any = self.floor
-        self.watch = LoopWatch(self._tasks, dict)
+        self.watch = LoopWatch(self._tasks, dict, int)
         self.poller = Poller(source, floor, policy, self, self._tasks, watch=self.watch)
         for number in range(POLLERS):
             self._tasks.spawn(self.poller.run(number), f"poller-{number}")
