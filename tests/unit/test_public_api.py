@@ -4,11 +4,16 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import postroom
+from postroom.console.server import ConsoleServer, allow_token
+from postroom.dead_letters.jobs import Scene
+from postroom.dead_letters.queue import DeadLetterQueue
 
 HEAVY = ("aiobotocore", "botocore", "aiohttp", "pydantic", "sqlalchemy", "asyncpg", "psycopg", "click")
 
@@ -53,3 +58,9 @@ def test_no_heavy_library_is_imported_with_it() -> None:
     code = f"import sys; from postroom import *; print([name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("function", [ConsoleServer.__init__, allow_token, DeadLetterQueue.__init__, Scene.__init__])
+def test_annotations_can_be_read_at_run_time(function: Callable[..., object]) -> None:
+    """As a container of dependencies does."""
+    assert "return" in get_type_hints(function)

@@ -47,7 +47,7 @@ class ConsoleRequest:
     scope: Mapping[str, Any]
 
 
-Allow = Callable[[ConsoleRequest], "str | Awaitable[str | None] | None"]
+Allow = Callable[[ConsoleRequest], str | Awaitable[str | None] | None]
 """Names the operator who sends a request; None for one who may not act."""
 
 

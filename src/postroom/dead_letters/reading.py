@@ -31,7 +31,7 @@ _OURS: Final = frozenset({
 })  # fmt: skip
 """Attributes that were added when the message was rejected."""
 
-TenantOf = Callable[[Message], "str | Awaitable[str | None] | None"]
+TenantOf = Callable[[Message], str | Awaitable[str | None] | None]
 """Names the tenant of a message, as logs show it. None: it cannot be known."""
 
 
