@@ -376,13 +376,14 @@ class Pipeline:
                 job.source.settler.lose(job)  # ctx.ack() may know it before the heartbeat does
                 await self._report(job, error)
                 self._give_group_back(job)
-            # What was passed as resources= cannot work for any tenant, or the application has closed it.
-            case ConfigurationError() | ClosedError() | NotOpenError() if self._leases(job):
+            case ConfigurationError() if self._leases(job):
                 self._core.wait_for_the_stop(job, self._time())
                 self._engine.act()
-                self._engine.end(error)
+                self._engine.end(error)  # what was passed as resources= cannot work for any tenant
             # Nothing that the message did: it waits, and no attempt is counted.
             case PoolExhaustedError() | ResourceOpenError(permanent=False):
+                await self._wait(job, error)
+            case ClosedError() | NotOpenError() if self._leases(job):  # the application may open the pool again
                 await self._wait(job, error)
             case _ if job.met_outage:
                 await self._wait(job, error)
