@@ -248,6 +248,9 @@ class Verdicts:
         last = receives[-1]
         process = next(each for each in self._world.processes if each.name == last.process)
         until = process.watch.receipts[last.handle].deadline
+        # What was handled at an earlier receive, or was acknowledged although it failed, is not handled again.
+        if any(each.deletes for each in process.watch.receipts.values() if each.message_id == message):
+            return None
         most = self.shared.policies.known_at(until)
         ended = process.stopping_since is not None and process.stopping_since < until
         stood_still = process.frozen or any(start < until and end > last.at for start, end in self.shared.gaps)
