@@ -34,7 +34,7 @@ class Provision:
             return False
         what, wrong = "failed", None
         try:
-            answer: object = answered((self.classify or classify_open)(error))
+            answer: Any = answered((self.classify or classify_open)(error))
             if isinstance(answer, OpenFailure):
                 return answer is OpenFailure.UNKNOWN_TENANT
             what = f"returned {shown(answer)}"
