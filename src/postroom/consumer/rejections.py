@@ -88,8 +88,8 @@ class Rejections:
             if job.receives > 1:  # where one receive is all that there is, an acknowledgement may always come later
                 self._unacknowledged_at_last(job)
             return
-        whose, message = (job.source.name, job.tenant), job.message.id
-        if whose in self._forgetful:
+        origin, message = (job.source.name, job.tenant), job.message.id
+        if origin in self._forgetful:
             return
         if message not in self._alone:
             self._alone[message] = None
@@ -98,7 +98,7 @@ class Rejections:
             return
         if len(self._forgetful) >= _MOST:
             self._forgetful.clear()
-        self._forgetful.add(whose)
+        self._forgetful.add(origin)
         text = (
             f"{_UNACKNOWLEDGED}, at receive %d, as before: it comes back after each visibility timeout, until "
             "ctx.ack() is called. Further ones of its tenant are not logged"
